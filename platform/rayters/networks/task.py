@@ -12,6 +12,8 @@ class Task:
     annotators: int  # A, in the cohort's order
     patch_px: tuple[int, ...]  # size of the target, (y, x) or (z, y, x)
     view_scales: tuple[float, ...] = (1.0,)  # field of view of each view / that of the target
+    mean: tuple[float, ...] = (0.0,)  # intensity of the training cases, per channel, in stored units
+    std: tuple[float, ...] = (1.0,)
 
     @property
     def axes(self) -> int:
