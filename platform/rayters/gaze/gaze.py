@@ -5,7 +5,7 @@ Shapes: B batch, V views, C channels, K classes, F features, S the spatial axes 
 A gaze names the views of a patch (all concentric with the target, all of the target's pixel size) and builds an *eye*: a module that
 takes the views and returns logits and features **aligned with the target**, pixel by pixel. A wide view therefore shows the target
 in its centre, squeezed; the eye crops that centre out of its logits and stretches it back (Jin et al. 2020 leave this alignment to
-the network; methods.md of the literature calls it the trap of their code).
+the network to learn).
 """
 
 from typing import Protocol
@@ -53,3 +53,9 @@ def align(wide: Tensor, scale: float) -> Tensor:
         theta[:, axis, axis] = 1.0 / scale
     grid = functional.affine_grid(theta, [*wide.shape], align_corners=False)
     return functional.grid_sample(wide, grid, mode="bilinear", padding_mode="border", align_corners=False)
+
+
+def check_fields_of_view(fields_of_view: tuple[float, ...]) -> None:
+    """Raises ValueError unless there are at least two fields of view, ascending, and none under 1."""
+    if len(fields_of_view) < 2 or sorted(set(fields_of_view)) != list(fields_of_view) or fields_of_view[0] < 1:
+        raise ValueError(f"fields_of_view={fields_of_view}: give two or more, ascending, each at least 1 (the target itself)")

@@ -24,8 +24,8 @@ class UNet:
     levels: int = 3
 
     def __post_init__(self) -> None:
-        if self.width < 1 or self.levels < 2:
-            raise ValueError(f"a U-Net needs width >= 1 and levels >= 2, not width={self.width}, levels={self.levels}")
+        if self.width < 1 or self.levels < 3:
+            raise ValueError(f"a U-Net needs width >= 1 and levels >= 3, not width={self.width}, levels={self.levels}")
 
     def build(self, channels: int, patch_px: tuple[int, ...]) -> nn.Module:
         """A module (B, channels, *S) -> (B, width, *S) for inputs of ``patch_px``, or any size that its strides divide."""
