@@ -63,9 +63,8 @@ def label_group(
             "source": {"image": "../../"},
         }
     )
-    image = v05.LabelImage(
-        multiscales=[_multiscale(layer.id, axes, factors, spacing_um, image=False)],
-        **{"image-label": description},
+    image = v05.LabelImage.model_validate(
+        {"multiscales": [_multiscale(layer.id, axes, factors, spacing_um, image=False)], "image-label": description}
     )
     return _group(
         {

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import dask
+from dask.base import compute
 from dask.callbacks import Callback
 from dask.delayed import delayed
 
@@ -31,6 +31,7 @@ from casebook.location import (
     join,
     last_name,
     list_names,
+    read_json,
     remove,
     write_bytes,
     write_json,
@@ -328,9 +329,9 @@ def _compute(
                 progress(finished, total)
     else:
         steps = itertools.count(done + 1)
-        count = Callback(posttask=lambda *_: progress(min(next(steps), total), total) if progress else None)
+        count: Any = Callback(posttask=lambda *_: progress(min(next(steps), total), total) if progress else None)  # type: ignore[no-untyped-call]
         with count:
-            dask.compute(*(delayed(write_block, pure=False)(*task) for task in tasks), scheduler=scheduler or "threads")
+            compute(  # type: ignore[no-untyped-call]*(delayed(write_block, pure=False)(*task) for task in tasks), scheduler=scheduler or "threads")
     return done + len(tasks)
 
 
