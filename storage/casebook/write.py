@@ -331,7 +331,7 @@ def _compute(
         steps = itertools.count(done + 1)
         count: Any = Callback(posttask=lambda *_: progress(min(next(steps), total), total) if progress else None)  # type: ignore[no-untyped-call]
         with count:
-            compute(  # type: ignore[no-untyped-call]*(delayed(write_block, pure=False)(*task) for task in tasks), scheduler=scheduler or "threads")
+            compute(*(delayed(write_block, pure=False)(*task) for task in tasks), scheduler=scheduler or "threads")  # type: ignore[no-untyped-call]
     return done + len(tasks)
 
 

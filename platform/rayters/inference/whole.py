@@ -4,7 +4,7 @@ Shapes: A annotators, K classes, S the spatial axes of the case. The maps of one
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -46,7 +46,7 @@ def see_case(model: Model, cohort: Cohort, row: CaseRow, *, batch_size: int = 16
     layers = (*model.annotators, *((cohort.reference,) if cohort.reference else ()))
     request, device = model.run.request(layers), next(model.net.parameters()).device
     canvas = _Canvas(model, row, layers=len(layers))
-    one = cohort.only((row.case,))
+    one = replace(cohort, cases=(row,))
     for arrays in local_batches(one, request, Sampling(patches_per_epoch=None), batch_size=batch_size, seed=0, epoch=0):
         batch = to_device(arrays, model.task, device)
         canvas.add(model.run.method.predict(model.net(batch.views)), arrays)
