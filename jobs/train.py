@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
+
 from casebook import CasebookError, Cohort, open_cohort
 from rayters.annotators.demo import demo_cohort
 from rayters.inference.whole import SeenCase, see_case, see_cohort
@@ -51,10 +52,16 @@ def main(job: Job) -> None:
     storage = job.storage if "://" in job.storage else str(Path(job.storage).absolute())
     cohort = open_cohort(job.cohort) if job.cohort else demo_cohort(f"{storage}/demo-cohort")
     run = job.run if job.cohort or job.run.patch_px else dataclasses.replace(job.run, patch_px=DEMO_PATCH_PX)
-    runs = [run] if isinstance(run.method, MajorityVote) or not job.baseline else [dataclasses.replace(run, method=MajorityVote()), run]
+    runs = (
+        [run]
+        if isinstance(run.method, MajorityVote) or not job.baseline
+        else [dataclasses.replace(run, method=MajorityVote()), run]
+    )
     runs = [resolve(each, cohort) for each in runs]
     with connected():
-        trained = [train(each, cohort, storage_path=storage, name=_name(job, each, cohort), crew=job.crew) for each in runs]
+        trained = [
+            train(each, cohort, storage_path=storage, name=_name(job, each, cohort), crew=job.crew) for each in runs
+        ]
     _report(job, cohort, trained, storage)
 
 
@@ -84,7 +91,9 @@ def _report(job: Job, cohort: Cohort, trained: list[Trained], storage: str) -> N
     print(f"\ncohort   {cohort.url}\npicture  {picture}")
     for each, assessed in zip(trained, found, strict=True):
         print(f"model    {each.folder}  ({assessed.method})")
-    print(f"\nnext     tensorboard --logdir {storage}\n         python jobs/ingest.py --help      your own images and annotators")
+    print(
+        f"\nnext     tensorboard --logdir {storage}\n         python jobs/ingest.py --help      your own images and annotators"
+    )
     print("         python jobs/train.py --help       every field of run, method and gaze")
 
 
@@ -98,7 +107,12 @@ def _methods_table(found: list[Assessment]) -> str:
 
 
 def _annotators_table(cohort: Cohort, found: list[Assessment]) -> str:
-    header = ["annotator", *[f"{each.method}: Dice" for each in found], *[f"{each.method}: reliability" for each in found], "true"]
+    header = [
+        "annotator",
+        *[f"{each.method}: Dice" for each in found],
+        *[f"{each.method}: reliability" for each in found],
+        "true",
+    ]
     lines = []
     for index, name in enumerate(cohort.annotators):
         agreement = [f"{each.annotator_dice[:, index].mean():.3f}" for each in found]
@@ -114,10 +128,22 @@ def _rows(found: list[Assessment]) -> list[Row]:
     if ours is not vote and ours.dice is not None and vote.dice is not None:
         words = {"AnnotatorConfusion": "annotator confusion"}
         name = words.get(ours.method, ours.method)
-        rows.append(Row(row=f"{name} / majority vote, Dice", value=ours.dice.mean(), reference=vote.dice.mean(), goal="clearly > 1"))
+        rows.append(
+            Row(
+                row=f"{name} / majority vote, Dice",
+                value=ours.dice.mean(),
+                reference=vote.dice.mean(),
+                goal="clearly > 1",
+            )
+        )
         if ours.confusion_error is not None and vote.confusion_error is not None:
             rows.append(
-                Row(row=f"{name} / majority vote, confusion RMSE", value=ours.confusion_error, reference=vote.confusion_error, goal="< 1")
+                Row(
+                    row=f"{name} / majority vote, confusion RMSE",
+                    value=ours.confusion_error,
+                    reference=vote.confusion_error,
+                    goal="< 1",
+                )
             )
     elif ours.dice is not None:
         rows.append(Row(row=f"{ours.method}, Dice", value=ours.dice.mean()))

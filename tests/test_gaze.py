@@ -2,16 +2,21 @@
 
 import pytest
 import torch
+from torch import nn
+
 from rayters import gaze
 from rayters.gaze import FixedGaze, FoveationGaze, Gaze
 from rayters.gaze.gaze import align
 from rayters.networks.backbone import UNet
 from rayters.networks.task import Task
-from torch import nn
 
 TASK = Task(channels=1, classes=3, annotators=2, patch_px=(16, 16))
 NET = UNet(width=4)
-EVERY = [look() for look in gaze.ALL] + [FoveationGaze(choose=c) for c in ("mode", "gumbel", "reinforce")] + [FoveationGaze(blend="pixels")]
+EVERY = (
+    [look() for look in gaze.ALL]
+    + [FoveationGaze(choose=c) for c in ("mode", "gumbel", "reinforce")]
+    + [FoveationGaze(blend="pixels")]
+)
 
 
 def views_of(look: Gaze, *sides: int) -> torch.Tensor:

@@ -19,7 +19,9 @@ def test_a_source_root_is_not_a_package(folder: str) -> None:
 
 
 def test_the_standard_library_still_wins_with_the_project_as_working_folder() -> None:
-    seen = subprocess.run([sys.executable, "-c", "import platform; print(platform.system())"], cwd=ROOT, capture_output=True, text=True)
+    seen = subprocess.run(
+        [sys.executable, "-c", "import platform; print(platform.system())"], cwd=ROOT, capture_output=True, text=True
+    )
     assert seen.returncode == 0, seen.stderr
 
 
@@ -31,7 +33,11 @@ def test_every_ray_library_has_one_file() -> None:
     users: dict[str, set[str]] = {}
     for path in (ROOT / "platform").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
-            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else [a.name for a in getattr(node, "names", [])]
+            names = (
+                [node.module or ""]
+                if isinstance(node, ast.ImportFrom)
+                else [a.name for a in getattr(node, "names", [])]
+            )
             for name in names if isinstance(node, ast.Import | ast.ImportFrom) else []:
                 if name.startswith("ray."):
                     users.setdefault(".".join(name.split(".")[:2]), set()).add(path.stem)
@@ -40,7 +46,12 @@ def test_every_ray_library_has_one_file() -> None:
 
 
 def test_files_stay_readable() -> None:
-    long = {str(path): lines for root in SOURCES for path in root.rglob("*.py") if (lines := path.read_text().count("\n")) > 300}
+    long = {
+        str(path): lines
+        for root in SOURCES
+        for path in root.rglob("*.py")
+        if (lines := path.read_text().count("\n")) > 300
+    }
     assert not long, f"a file is a concept of 40-200 lines: {long}"
 
 

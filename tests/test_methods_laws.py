@@ -6,6 +6,8 @@ from itertools import product
 
 import pytest
 import torch
+from torch import Tensor, nn
+
 from casebook import IGNORE
 from rayters import gaze, methods
 from rayters.gaze import FixedGaze, Gaze
@@ -13,7 +15,6 @@ from rayters.methods import Method
 from rayters.networks.backbone import UNet
 from rayters.networks.task import Task
 from rayters.training.run import Run, from_json, to_json
-from torch import Tensor, nn
 
 TASK = Task(channels=1, classes=3, annotators=3, patch_px=(8, 8))
 METHODS = [kind() for kind in methods.ALL]

@@ -329,9 +329,14 @@ def _compute(
                 progress(finished, total)
     else:
         steps = itertools.count(done + 1)
-        count: Any = Callback(posttask=lambda *_: progress(min(next(steps), total), total) if progress else None)  # type: ignore[no-untyped-call]
-        with count:
-            compute(*(delayed(write_block, pure=False)(*task) for task in tasks), scheduler=scheduler or "threads")  # type: ignore[no-untyped-call]
+
+        def count(*_: Any) -> None:
+            if progress:
+                progress(min(next(steps), total), total)
+
+        graph = [delayed(write_block, pure=False)(*task) for task in tasks]
+        with Callback(posttask=count):  # type: ignore[no-untyped-call]
+            compute(*graph, scheduler=scheduler or "threads")  # type: ignore[no-untyped-call]
     return done + len(tasks)
 
 

@@ -2,9 +2,19 @@
 
 import os
 
-from casebook import CaseNotFoundError, CaseRow, Cohort, Layer, describe_case, open_case, open_cohort, write_case, write_cohort
 from tqdm import tqdm
 
+from casebook import (
+    CaseNotFoundError,
+    CaseRow,
+    Cohort,
+    Layer,
+    describe_case,
+    open_case,
+    open_cohort,
+    write_case,
+    write_cohort,
+)
 from rayters.annotators.digits import Sheets, digit_sheets
 
 TRAIN, VALIDATION = 20, 3  # sheets; the rest is for the test
@@ -20,7 +30,10 @@ def demo_cohort(url: str | os.PathLike[str], *, sheets: int = 28, seed: int = 0)
         return open_cohort(url)
     except CaseNotFoundError:
         drawn = digit_sheets(sheets=sheets, seed=seed)
-    rows = [_write_sheet(f"{url}/sheet-{index:02d}.ome.zarr", drawn, index) for index in tqdm(range(sheets), desc="demo cohort")]
+    rows = [
+        _write_sheet(f"{url}/sheet-{index:02d}.ome.zarr", drawn, index)
+        for index in tqdm(range(sheets), desc="demo cohort")
+    ]
     return write_cohort(
         url,
         rows,
@@ -35,8 +48,11 @@ def demo_cohort(url: str | os.PathLike[str], *, sheets: int = 28, seed: int = 0)
 
 def _write_sheet(url: str, drawn: Sheets, index: int) -> CaseRow:
     layers = {
-        Layer(id=name, tool="simulated"): drawn.labels[index, annotator] for annotator, name in enumerate(drawn.annotators)
+        Layer(id=name, tool="simulated"): drawn.labels[index, annotator]
+        for annotator, name in enumerate(drawn.annotators)
     } | {Layer(id="reference", role="reference"): drawn.reference[index]}
-    write_case(url, drawn.images[index], spacing_um=SPACING_UM, classes=drawn.classes, layers=layers, existing="replace")
+    write_case(
+        url, drawn.images[index], spacing_um=SPACING_UM, classes=drawn.classes, layers=layers, existing="replace"
+    )
     split = "train" if index < TRAIN else "validation" if index < TRAIN + VALIDATION else "test"
     return describe_case(open_case(url), split=split, group=f"sheet-{index:02d}")

@@ -50,7 +50,9 @@ class FoveationGaze:
     def __post_init__(self) -> None:
         check_fields_of_view(self.fields_of_view)
         if self.blend == "pixels" and self.choose != "mean":
-            raise ValueError(f"blend='pixels' mixes the views before the network sees them: it goes with choose='mean', not '{self.choose}'")
+            raise ValueError(
+                f"blend='pixels' mixes the views before the network sees them: it goes with choose='mean', not '{self.choose}'"
+            )
 
     def scales(self) -> tuple[float, ...]:
         """All views are read, each from the pyramid level of its own resolution."""
@@ -90,8 +92,15 @@ class FoveatedEye(nn.Module):
         if self.gaze.blend == "pixels":
             blended = (views * weights.view(*weights.shape, *(1,) * (views.ndim - 2))).sum(1)
             features = self.backbone(blended)
-            return {"logits": self.head(features), "features": features, "view_weights": weights, "view_log_weights": log_f}
-        features = torch.stack([align(self.backbone(views[:, v]), s) for v, s in enumerate(self.gaze.fields_of_view)], dim=1)
+            return {
+                "logits": self.head(features),
+                "features": features,
+                "view_weights": weights,
+                "view_log_weights": log_f,
+            }
+        features = torch.stack(
+            [align(self.backbone(views[:, v]), s) for v, s in enumerate(self.gaze.fields_of_view)], dim=1
+        )
         logits = torch.stack([self.head(features[:, v]) for v in range(features.shape[1])], dim=1)
         return mixture(logits, features, weights) | {"view_log_weights": log_f}
 

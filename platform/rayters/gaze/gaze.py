@@ -58,4 +58,6 @@ def align(wide: Tensor, scale: float) -> Tensor:
 def check_fields_of_view(fields_of_view: tuple[float, ...]) -> None:
     """Raises ValueError unless there are at least two fields of view, ascending, and none under 1."""
     if len(fields_of_view) < 2 or sorted(set(fields_of_view)) != list(fields_of_view) or fields_of_view[0] < 1:
-        raise ValueError(f"fields_of_view={fields_of_view}: give two or more, ascending, each at least 1 (the target itself)")
+        raise ValueError(
+            f"fields_of_view={fields_of_view}: give two or more, ascending, each at least 1 (the target itself)"
+        )

@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from casebook import IGNORE, CaseRow, Cohort
 from numpy.typing import NDArray
 from torch import Tensor
 
+from casebook import IGNORE, CaseRow, Cohort
 from rayters.methods import Prediction
 from rayters.patches import Sampling, local_batches
 from rayters.training.model import Model

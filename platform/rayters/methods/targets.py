@@ -4,9 +4,10 @@ Shapes: B batch, A annotators, K classes, S the spatial axes. Labels are (B, A, 
 """
 
 import torch
-from casebook.labels import IGNORE
 from torch import Tensor
 from torch.nn import functional
+
+from casebook.labels import IGNORE
 
 
 def votes(labels: Tensor, classes: int) -> Tensor:

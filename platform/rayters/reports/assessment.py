@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
-from casebook import IGNORE
 from numpy.typing import NDArray
 
+from casebook import IGNORE
 from rayters.inference.whole import SeenCase
 from rayters.metrics.confusion_error import confusion_rmse, count_confusion, reliability
 from rayters.metrics.overlap import dice
@@ -58,7 +58,11 @@ def assess(model: Model, cases: Iterable[SeenCase]) -> Assessment:
     for seen in cases:
         predicted = seen.posterior.argmax(0).astype(np.uint8)
         by_annotator.append([_dice_if_drawn(predicted, layer, classes) for layer in seen.labels])
-        estimate = count_confusion(seen.labels[None], predicted[None], classes=classes).counts if seen.written is None else seen.written
+        estimate = (
+            count_confusion(seen.labels[None], predicted[None], classes=classes).counts
+            if seen.written is None
+            else seen.written
+        )
         learnt.append(estimate.astype(np.float64))
         if seen.reference is not None:
             overlap.append(dice(predicted, seen.reference, classes=classes).mean())

@@ -14,11 +14,11 @@ import matplotlib
 
 matplotlib.use("Agg")
 import numpy as np
-from casebook import IGNORE, Cohort, open_case
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
+from casebook import IGNORE, Cohort, open_case
 from rayters.inference.whole import SeenCase
 from rayters.reports.assessment import Assessment
 
@@ -45,7 +45,12 @@ def paint(path: str | Path, cohort: Cohort, seen: Sequence[SeenCase], assessed: 
         _labels(axes[1][2 * index], image, case.posterior.argmax(0)[window], len(cohort.classes), title)
         axes[1][2 * index + 1].imshow(1 - case.posterior[(0, *window)], cmap="magma", vmin=0, vmax=1)
         axes[1][2 * index + 1].set_title("P(foreground)", fontsize=8)
-        _confusions(axes[2 + index], found.estimated, cohort.annotators, f"{found.method}:\n{'learnt' if found.learnt else 'counted'}")
+        _confusions(
+            axes[2 + index],
+            found.estimated,
+            cohort.annotators,
+            f"{found.method}:\n{'learnt' if found.learnt else 'counted'}",
+        )
     if assessed[0].true is not None:
         _confusions(axes[-1], assessed[0].true, cohort.annotators, "true\nconfusions")
     figure.suptitle(f"{cohort.name}: case {seen[0].row.case}", fontsize=10)
@@ -74,7 +79,10 @@ def _picture(cohort: Cohort, case: SeenCase, window: tuple[int | slice, ...]) ->
     del cohort
     opened = open_case(case.row.url)
     starts = [index if isinstance(index, int) else index.start for index in window]
-    stops = [index + 1 if isinstance(index, int) else min(index.stop, n) for index, n in zip(window, opened.shapes[0], strict=True)]
+    stops = [
+        index + 1 if isinstance(index, int) else min(index.stop, n)
+        for index, n in zip(window, opened.shapes[0], strict=True)
+    ]
     raw = opened.read_image(0, starts, [stop - start for start, stop in zip(starts, stops, strict=True)]).astype(float)
     raw = raw[:, 0] if raw.ndim == 4 else raw
     low, high = np.percentile(raw, (0.5, 99.5))
@@ -93,7 +101,9 @@ def _labels(panel: Axes, image: NDArray[np.float64], labels: NDArray[np.generic]
     shown = np.ma.masked_where((labels == 0) | (labels == IGNORE), labels.astype(int))
     panel.imshow(shown, cmap="tab10", vmin=1, vmax=max(10, classes), alpha=0.75, interpolation="nearest")
     if (labels == IGNORE).all():
-        panel.text(0.5, 0.5, "did not look", color="white", ha="center", va="center", transform=panel.transAxes, fontsize=8)
+        panel.text(
+            0.5, 0.5, "did not look", color="white", ha="center", va="center", transform=panel.transAxes, fontsize=8
+        )
 
 
 def _confusions(panels: Sequence[Axes], confusion: NDArray[np.float64], annotators: Sequence[str], title: str) -> None:
@@ -105,4 +115,6 @@ def _confusions(panels: Sequence[Axes], confusion: NDArray[np.float64], annotato
         panel.set_xticks([])
         panel.set_yticks([])
         for (i, j), value in np.ndenumerate(matrix if len(matrix) <= 4 else np.zeros((0, 0))):
-            panel.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=7, color="white" if value > 0.6 else "black")
+            panel.text(
+                j, i, f"{value:.2f}", ha="center", va="center", fontsize=7, color="white" if value > 0.6 else "black"
+            )

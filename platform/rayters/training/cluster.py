@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import ray.train
-from casebook import Cohort, open_cohort
 from ray.experimental import tqdm_ray
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer, get_device, prepare_model
 from torch import Tensor
 
+from casebook import Cohort, open_cohort
 from rayters.patches import local_batches, plan_epoch
 from rayters.training.local import VALIDATION, model_of
 from rayters.training.loop import Epoch, Observer, Stream, fit
@@ -56,14 +56,18 @@ def train(run: Run, cohort: Cohort, *, storage_path: str, name: str, crew: Crew)
     """
     run = resolve(run, cohort)
     if run.batch_size % crew.workers:
-        raise ValueError(f"batch_size={run.batch_size} cannot be shared evenly by {crew.workers} workers: use a multiple")
+        raise ValueError(
+            f"batch_size={run.batch_size} cannot be shared evenly by {crew.workers} workers: use a multiple"
+        )
     request, split = run.request(cohort.annotators), cohort.split("train")
     trainer = TorchTrainer(
         _work,
         train_loop_config={"run": json.dumps(to_json(run)), "cohort": cohort.url, "folder": f"{storage_path}/{name}"},
         datasets={"train": open_stream(split, request, run.sampling, seed=run.seed)},
         scaling_config=ScalingConfig(
-            num_workers=crew.workers, use_gpu=crew.gpu, resources_per_worker={"CPU": crew.cpus_per_worker, "GPU": int(crew.gpu)}
+            num_workers=crew.workers,
+            use_gpu=crew.gpu,
+            resources_per_worker={"CPU": crew.cpus_per_worker, "GPU": int(crew.gpu)},
         ),
         run_config=RunConfig(
             name=name,
@@ -88,7 +92,14 @@ def _work(config: Mapping[str, str]) -> None:
     stream = _worker_stream(run, cohort, team)
     if state and state["epoch"] + 1 == run.epochs:
         return
-    fit(run, task_of(run, cohort), stream, _observer(run, cohort, stream, team, config["folder"]), team=team, state=state)
+    fit(
+        run,
+        task_of(run, cohort),
+        stream,
+        _observer(run, cohort, stream, team, config["folder"]),
+        team=team,
+        state=state,
+    )
 
 
 def _restore(run: Run) -> dict[str, Any] | None:
@@ -98,7 +109,9 @@ def _restore(run: Run) -> dict[str, Any] | None:
         return None
     with checkpoint.as_directory() as folder:
         if load_model(folder).run != run:
-            raise ValueError("another run already has this name, and its checkpoints: choose another --name, or remove its folder")
+            raise ValueError(
+                "another run already has this name, and its checkpoints: choose another --name, or remove its folder"
+            )
         return load_state(Path(folder))
 
 
@@ -112,7 +125,9 @@ def _worker_stream(run: Run, cohort: Cohort, team: Team) -> Stream:
 
     def validation() -> Iterable[Arrays]:
         split = cohort.split("validation")
-        return local_batches(split, request, VALIDATION, batch_size=share, seed=0, epoch=0, rank=team.rank, world=team.size)
+        return local_batches(
+            split, request, VALIDATION, batch_size=share, seed=0, epoch=0, rank=team.rank, world=team.size
+        )
 
     return Stream(steps=max(1, plan.num_patches // run.batch_size), train=training, validation=validation)
 

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from casebook import Cohort
 from tqdm import tqdm
 
+from casebook import Cohort
 from rayters.patches import Sampling, local_batches, plan_epoch
 from rayters.training.loop import Epoch, Stream, fit
 from rayters.training.model import Model, save_model
@@ -27,7 +27,8 @@ def train_locally(run: Run, cohort: Cohort, folder: Path) -> Model:
     folder.mkdir(parents=True, exist_ok=True)
     title = type(run.method).__name__
     observer = Everyone(
-        Bar(tqdm, title=title, steps=stream.steps, epochs=run.epochs), TensorBoard(folder / "tensorboard", steps=stream.steps)
+        Bar(tqdm, title=title, steps=stream.steps, epochs=run.epochs),
+        TensorBoard(folder / "tensorboard", steps=stream.steps),
     )
     model = model_of(run, cohort, fit(run, task, stream, observer, team=team))
     save_model(folder, model)

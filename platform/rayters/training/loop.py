@@ -1,6 +1,6 @@
 """The training loop. It knows no cluster: batches come from a callable, news go to an observer, a team averages.
 
-    attempt 0: epoch 0, 1, 2 ... -> the sentinel looks at each epoch's agreement -> went astray? -> attempt 1 from a new seed
+attempt 0: epoch 0, 1, 2 ... -> the sentinel looks at each epoch's agreement -> went astray? -> attempt 1 from a new seed
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -51,7 +51,9 @@ class Observer(Protocol):
         """After every epoch, on every member of the team."""
 
 
-def fit(run: Run, task: Task, stream: Stream, observer: Observer, *, team: Team, state: Mapping[str, Any] | None = None) -> Epoch:
+def fit(
+    run: Run, task: Task, stream: Stream, observer: Observer, *, team: Team, state: Mapping[str, Any] | None = None
+) -> Epoch:
     """Trains to the end, from the beginning or from the ``state`` of an earlier epoch, and returns the last epoch's news."""
     attempt = int(state["attempt"]) if state else 0
     while True:
@@ -99,7 +101,9 @@ def _epoch(
     net.train()
     total = torch.zeros(2, device=team.device)
     for step, arrays in enumerate(stream.train(epoch, 0)):
-        torch.manual_seed(hash((run.seed, attempt, epoch, step, team.rank)) & 0x7FFFFFFF)  # resumable noise for nets that sample
+        torch.manual_seed(
+            hash((run.seed, attempt, epoch, step, team.rank)) & 0x7FFFFFFF
+        )  # resumable noise for nets that sample
         progress = (epoch + step / stream.steps) / run.epochs
         parts = train_step(run, net, optimizer, to_device(arrays, task, team.device), progress)
         total += torch.stack([parts["loss"], parts["loss"].new_ones(())])

@@ -1,8 +1,8 @@
 """A trained model on disk: weights as safetensors, everything else as JSON; nothing that is unpickled.
 
-    run.json             the run, the task, the cohort's classes and annotators, what the training measured
-    weights.safetensors  the net
-    state.pt             only in checkpoints: what a resumed training needs (tensors and numbers, loaded with weights_only)
+run.json             the run, the task, the cohort's classes and annotators, what the training measured
+weights.safetensors  the net
+state.pt             only in checkpoints: what a resumed training needs (tensors and numbers, loaded with weights_only)
 """
 
 import json
@@ -38,7 +38,9 @@ def build_net(run: Run, task: Task) -> nn.Module:
 
 def save_model(folder: Path, model: Model) -> None:
     """Writes the two files of a model into an existing folder."""
-    save_file({name: value.contiguous() for name, value in model.net.state_dict().items()}, folder / "weights.safetensors")
+    save_file(
+        {name: value.contiguous() for name, value in model.net.state_dict().items()}, folder / "weights.safetensors"
+    )
     about = {name: to_json(getattr(model, name)) for name in ("run", "task", "classes", "annotators")}
     (folder / "run.json").write_text(json.dumps(about | {"measured": dict(model.measured)}, indent=1))
 
@@ -51,7 +53,9 @@ def load_model(folder: str | Path, device: torch.device | str = "cpu") -> Model:
     """
     folder = Path(folder)
     if not (folder / "run.json").is_file():
-        raise FileNotFoundError(f"{folder} holds no run.json: give the folder of a checkpoint, as printed at the end of jobs/train.py")
+        raise FileNotFoundError(
+            f"{folder} holds no run.json: give the folder of a checkpoint, as printed at the end of jobs/train.py"
+        )
     about: dict[str, Any] = json.loads((folder / "run.json").read_text())
     run, task = from_json(about["run"]), from_json(about["task"])
     net = build_net(run, task)

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from typing import TYPE_CHECKING, Any, Literal, Union
 
 from casebook import Cohort
-
 from rayters import gaze, methods
 from rayters.gaze import FixedGaze, Gaze
 from rayters.methods import AnnotatorConfusion, Method

@@ -47,11 +47,15 @@ def learning_rate(run: Run, progress: float) -> float:
 
 def autocast(run: Run, device: torch.device) -> AbstractContextManager[Any]:
     """bfloat16 where asked for, or where 'auto' finds a GPU that has it."""
-    wanted = run.precision == "bfloat16" or (run.precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported())
+    wanted = run.precision == "bfloat16" or (
+        run.precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported()
+    )
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=wanted)
 
 
-def train_step(run: Run, net: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch, progress: float) -> dict[str, Tensor]:
+def train_step(
+    run: Run, net: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch, progress: float
+) -> dict[str, Tensor]:
     """Updates the net once and returns the parts of the loss, detached.
 
     Raises:
@@ -65,7 +69,9 @@ def train_step(run: Run, net: nn.Module, optimizer: torch.optim.Optimizer, batch
     loss = run.method.loss(outputs, batch.labels, progress)
     total = loss.total + run.gaze.policy_loss(outputs, loss.per_patch.detach())
     if not torch.isfinite(total):
-        raise FloatingPointError(f"the loss is {total.item()} at {progress:.1%} of the training: lower learning_rate={run.learning_rate}")
+        raise FloatingPointError(
+            f"the loss is {total.item()} at {progress:.1%} of the training: lower learning_rate={run.learning_rate}"
+        )
     optimizer.zero_grad(set_to_none=True)
     total.backward()
     if run.gradient_clip:

@@ -3,9 +3,9 @@
 from collections.abc import Iterable
 
 import torch
-from casebook import IGNORE
 from torch import Tensor, nn
 
+from casebook import IGNORE
 from rayters.methods.targets import majority
 from rayters.networks.task import Task
 from rayters.training.run import Run
@@ -29,7 +29,9 @@ def validate(run: Run, task: Task, net: nn.Module, batches: Iterable[Arrays], *,
         outputs = {name: value.float() for name, value in outputs.items()}
         loss = run.method.loss(outputs, batch.labels, 1.0).total
         predicted = run.method.predict(outputs).posterior.argmax(1)
-        sums += torch.cat([torch.stack([loss, loss.new_ones(())]), _overlap(predicted, majority(batch.labels, task.classes))])
+        sums += torch.cat(
+            [torch.stack([loss, loss.new_ones(())]), _overlap(predicted, majority(batch.labels, task.classes))]
+        )
     loss_sum, count, shared, sizes = team.sum(sums).tolist()
     agreement = shared / sizes if sizes else 1.0
     return {"validation_loss": loss_sum / max(count, 1), "agreement": agreement, "astray": 0.0}
