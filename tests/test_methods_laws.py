@@ -18,7 +18,7 @@ from rayters.training.run import Run, from_json, to_json
 
 TASK = Task(channels=1, classes=3, annotators=3, patch_px=(8, 8))
 METHODS = [kind() for kind in methods.ALL]
-names = lambda value: type(value).__name__  # noqa: E731
+names = lambda value: type(value).__name__
 
 
 def net_of(method: Method, look: Gaze | None = None, task: Task = TASK, seed: int = 0) -> nn.Module:

@@ -21,7 +21,7 @@ the views before one forward pass, as the paper's Mean does, is ``blend='pixels'
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -127,23 +127,27 @@ class FoveationModule(nn.Module):
 
     def __init__(self, task: Task, *, views: int, width: int = 8) -> None:
         super().__init__()
-        convolution, pool = (nn.Conv2d, nn.AdaptiveAvgPool2d) if task.axes == 2 else (nn.Conv3d, nn.AdaptiveAvgPool3d)
-        kernel = tuple(min(3, side) | 1 if side > 1 else 1 for side in task.patch_px)
-        padding = tuple(side // 2 for side in kernel)
-        stride = tuple(2 if side >= 8 else 1 for side in task.patch_px)
+        convolution: Any = nn.Conv2d if task.axes == 2 else nn.Conv3d
+        pool: Any = nn.AdaptiveAvgPool2d if task.axes == 2 else nn.AdaptiveAvgPool3d
+        kernel = tuple(3 if side > 1 else 1 for side in task.patch_px)
+        geometry = {
+            "padding": tuple(side // 2 for side in kernel),
+            "stride": tuple(2 if side >= 8 else 1 for side in task.patch_px),
+        }
+        weigh = nn.Linear(2 * width, views)
+        nn.init.zeros_(weigh.weight)  # starts undecided: every view has the same weight
+        nn.init.zeros_(weigh.bias)
         self.layers = nn.Sequential(
-            convolution(task.channels, width, kernel, stride=stride, padding=padding),
+            convolution(task.channels, width, kernel, **geometry),
             nn.GroupNorm(1, width),
             nn.ReLU(),
-            convolution(width, 2 * width, kernel, stride=stride, padding=padding),
+            convolution(width, 2 * width, kernel, **geometry),
             nn.GroupNorm(1, 2 * width),
             nn.ReLU(),
             pool(1),
             nn.Flatten(),
-            nn.Linear(2 * width, views),
+            weigh,
         )
-        nn.init.zeros_(self.layers[-1].weight)  # starts undecided: every view has the same weight
-        nn.init.zeros_(self.layers[-1].bias)
 
     def forward(self, widest: Tensor) -> Tensor:
         """widest: (B, C, *S) -> (B, V) log-probabilities."""

@@ -6,7 +6,7 @@ Shapes: B batch, C channels, F features, S the spatial axes (two or three traili
 from dataclasses import dataclass
 from typing import Any
 
-from monai.networks.nets import DynUNet
+from monai.networks.nets.dynunet import DynUNet
 from torch import Tensor, nn
 
 MIN_SIDE_PX = 4  # an axis that would become shorter than this is not halved again

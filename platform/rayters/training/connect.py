@@ -1,5 +1,6 @@
 """Joins the Ray that a job was submitted to, or starts a private one on this machine."""
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,7 +25,7 @@ def connected(*, cpus: int | None = None, dashboard: bool = False) -> Iterator[N
             address="local",
             num_cpus=cpus or max(4, os.cpu_count() or 1),
             include_dashboard=dashboard,
-            logging_level="warning",
+            logging_level=logging.WARNING,
         )
     try:
         yield

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     AnyMethod = Method
     AnyGaze = Gaze
 else:  # the command line offers exactly what the two tuples hold
-    AnyMethod = Union[methods.ALL]
-    AnyGaze = Union[gaze.ALL] if len(gaze.ALL) > 1 else gaze.ALL[0]
+    AnyMethod = Union[methods.ALL]  # noqa: UP007
+    AnyGaze = Union[gaze.ALL]  # noqa: UP007
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -73,7 +73,7 @@ def train_step(
             f"the loss is {total.item()} at {progress:.1%} of the training: lower learning_rate={run.learning_rate}"
         )
     optimizer.zero_grad(set_to_none=True)
-    total.backward()
+    total.backward()  # type: ignore[no-untyped-call]
     if run.gradient_clip:
         nn.utils.clip_grad_norm_(net.parameters(), run.gradient_clip)
     optimizer.step()
