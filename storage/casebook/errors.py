@@ -15,3 +15,11 @@ class CaseFormatError(CasebookError, ValueError):
 
 class CorruptChunkError(CasebookError, OSError):
     """The metadata is in order, but stored bytes cannot be decoded."""
+
+
+class StoreError(CasebookError, OSError):
+    """The store (disk, bucket, server) refused or did not answer; the message names the place, never a credential."""
+
+
+class ConflictError(CasebookError, OSError):
+    """Somebody else wrote the same thing at the same time; nothing of theirs was overwritten."""
