@@ -15,7 +15,7 @@ from casebook import CaseRow, Cohort, Layer, describe_case, write_case, write_co
 from rayters.annotators.digits import digit_sheets
 from rayters.methods import MajorityVote, MeanLabels
 from rayters.networks.backbone import UNet
-from rayters.patches import Sampling
+from rayters.patches.sampling import Sampling
 from rayters.training.cluster import Crew, train
 from rayters.training.local import train_locally
 from rayters.training.model import load_model

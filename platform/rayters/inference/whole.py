@@ -13,7 +13,8 @@ from torch import Tensor
 
 from casebook import IGNORE, CaseRow, Cohort
 from rayters.methods import Prediction
-from rayters.patches import Sampling, local_batches
+from rayters.patches.batches import local_batches
+from rayters.patches.sampling import Sampling
 from rayters.training.model import Model
 from rayters.training.step import to_device
 

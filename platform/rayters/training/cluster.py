@@ -18,14 +18,16 @@ from ray.train.torch import TorchTrainer, get_device, prepare_model
 from torch import Tensor
 
 from casebook import Cohort, open_cohort
-from rayters.patches import local_batches, plan_epoch
+from rayters.patches.batches import local_batches
+from rayters.patches.plan import plan_epoch
+from rayters.patches.share import Share
 from rayters.training.local import VALIDATION, model_of
 from rayters.training.loop import Epoch, Observer, Stream, fit
 from rayters.training.model import load_model, load_state, save_model, save_state
 from rayters.training.observers import Bar, Everyone, TensorBoard
 from rayters.training.run import Run, from_json, resolve, task_of, to_json
 from rayters.training.step import Arrays
-from rayters.training.stream import open_stream, stream_batches
+from rayters.training.stream import StreamConfig, open_stream, stream_batches
 from rayters.training.team import Team
 
 
@@ -64,6 +66,7 @@ def train(run: Run, cohort: Cohort, *, storage_path: str, name: str, crew: Crew)
         _work,
         train_loop_config={"run": json.dumps(to_json(run)), "cohort": cohort.url, "folder": f"{storage_path}/{name}"},
         datasets={"train": open_stream(split, request, run.sampling, seed=run.seed)},
+        dataset_config=StreamConfig(),
         scaling_config=ScalingConfig(
             num_workers=crew.workers,
             use_gpu=crew.gpu,
@@ -129,7 +132,8 @@ def _worker_stream(run: Run, cohort: Cohort, team: Team) -> Stream:
             split, request, VALIDATION, batch_size=share, seed=0, epoch=0, rank=team.rank, world=team.size
         )
 
-    return Stream(steps=max(1, plan.num_patches // run.batch_size), train=training, validation=validation)
+    steps = Share(plan=plan, rank=team.rank, world=team.size, batch_size=share).num_batches
+    return Stream(steps=steps, train=training, validation=validation)
 
 
 def _observer(run: Run, cohort: Cohort, stream: Stream, team: Team, folder: str) -> Observer:

@@ -5,7 +5,10 @@ from pathlib import Path
 from tqdm import tqdm
 
 from casebook import Cohort
-from rayters.patches import Sampling, local_batches, plan_epoch
+from rayters.patches.batches import local_batches
+from rayters.patches.plan import plan_epoch
+from rayters.patches.share import Share
+from rayters.patches.sampling import Sampling
 from rayters.training.loop import Epoch, Stream, fit
 from rayters.training.model import Model, save_model
 from rayters.training.observers import Bar, Everyone, TensorBoard
@@ -40,7 +43,7 @@ def local_stream(run: Run, cohort: Cohort) -> Stream:
     request, train = run.request(cohort.annotators), cohort.split("train")
     plan = plan_epoch(train, request, run.sampling, seed=run.seed, epoch=0)
     return Stream(
-        steps=max(1, plan.num_patches // run.batch_size),
+        steps=Share(plan=plan, rank=0, world=1, batch_size=run.batch_size).num_batches,
         train=lambda epoch, first: local_batches(
             train, request, run.sampling, batch_size=run.batch_size, seed=run.seed, epoch=epoch, first_batch=first
         ),

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_model as load_weights
+from safetensors.torch import save_model as save_weights
 from torch import nn
 
 from rayters.networks.task import Task
@@ -38,9 +39,7 @@ def build_net(run: Run, task: Task) -> nn.Module:
 
 def save_model(folder: Path, model: Model) -> None:
     """Writes the two files of a model into an existing folder."""
-    save_file(
-        {name: value.contiguous() for name, value in model.net.state_dict().items()}, folder / "weights.safetensors"
-    )
+    save_weights(model.net, str(folder / "weights.safetensors"))
     about = {name: to_json(getattr(model, name)) for name in ("run", "task", "classes", "annotators")}
     (folder / "run.json").write_text(json.dumps(about | {"measured": dict(model.measured)}, indent=1))
 
@@ -59,7 +58,7 @@ def load_model(folder: str | Path, device: torch.device | str = "cpu") -> Model:
     about: dict[str, Any] = json.loads((folder / "run.json").read_text())
     run, task = from_json(about["run"]), from_json(about["task"])
     net = build_net(run, task)
-    net.load_state_dict(load_file(folder / "weights.safetensors"))
+    load_weights(net, str(folder / "weights.safetensors"))
     return Model(
         run=run,
         task=task,

@@ -97,7 +97,7 @@ class Board:
         return self.wishes.get((place.stream, place.rank))
 
 
-_boards: list[Any] = []  # the driver's handle: a named actor ends with the last handle on it
+_boards: list[Any] = []  # the first handle on a named actor keeps it alive: none is ever dropped
 
 
 def board() -> Any:
@@ -131,7 +131,7 @@ def open_stream(
     plan_epoch(cohort, request, sampling, seed=seed, epoch=0)  # what cannot be planned is refused here, not in a worker
     place = Place(stream=uuid4().hex, cpus_per_read=cpus_per_read, locality=locality)
     handle = board()
-    _boards[:] = [handle]
+    _boards.append(handle)
     source = Source(cohort=cohort, request=request, sampling=sampling, seed=seed)
     ray.get(handle.add.remote(place.stream, [ray.put(source)]))
     return dataset_for(place, node=None)
