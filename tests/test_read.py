@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from casebook import IGNORE, Cohort, Layer, describe_case, write_case
 
+from casebook import IGNORE, Cohort, Layer, describe_case, write_case
 from rayters.patches.batches import local_batches
 from rayters.patches.plan import plan_epoch
 from rayters.patches.read import read_block
@@ -18,7 +18,11 @@ def cohort_of(tmp_path: Path, *images: np.ndarray, axes: int = 2, layers: tuple[
     for number, image in enumerate(images):
         labels = {Layer(id=name): (image[0] // 64 + i).astype(np.uint8) for i, name in enumerate(layers)}
         case = write_case(
-            str(tmp_path / f"case{number}.ome.zarr"), image, spacing_um=(1.0,) * axes, classes=tuple("vwxyz"), layers=labels
+            str(tmp_path / f"case{number}.ome.zarr"),
+            image,
+            spacing_um=(1.0,) * axes,
+            classes=tuple("vwxyz"),
+            layers=labels,
         )
         rows.append(describe_case(case, split="train", group=str(number)))
     return Cohort(
@@ -80,7 +84,9 @@ def test_wide_views_are_means_of_what_they_cover_and_share_the_centre(tmp_path: 
 
 
 @pytest.mark.parametrize(("border", "corner"), [("ignore", IGNORE), ("reflect", None)])
-def test_beyond_the_case_the_image_is_mirrored_and_labels_are_as_chosen(tmp_path: Path, border: str, corner: int | None) -> None:
+def test_beyond_the_case_the_image_is_mirrored_and_labels_are_as_chosen(
+    tmp_path: Path, border: str, corner: int | None
+) -> None:
     image = picture(1, 20, 24)
     cohort = cohort_of(tmp_path, image)
     target = square(32, 32)
@@ -135,6 +141,8 @@ def test_two_workers_see_every_patch_once_between_them(tmp_path: Path) -> None:
     both = [
         batch["patch"]
         for rank in (0, 1)
-        for batch in local_batches(cohort, request, Sampling(block_px=64), batch_size=4, seed=0, epoch=2, rank=rank, world=2)
+        for batch in local_batches(
+            cohort, request, Sampling(block_px=64), batch_size=4, seed=0, epoch=2, rank=rank, world=2
+        )
     ]
     assert sorted(np.concatenate(alone)) == sorted(np.concatenate(both))

@@ -4,9 +4,9 @@ from collections.abc import Iterable, Iterator
 from functools import partial
 
 import numpy as np
-from casebook import Cohort
 from numpy.typing import NDArray
 
+from casebook import Cohort
 from rayters.patches.plan import plan_epoch
 from rayters.patches.read import Block, read_block
 from rayters.patches.sampling import Sampling

@@ -1,18 +1,18 @@
 """Blocks: the chunk-aligned boxes that a case is read in, one per read task.
 
-    0        chunk     2         3         4   |
-    +---------+---------+---------+---------+--:   A block spans whole chunks, so that no chunk is decoded for two tasks;
-    | block 0           | block 1           |b2:   what is left at the far side makes a smaller block.
-    +---------+---------+---------+---------+--:   A random epoch moves the seams by whole chunks (``shift``), so that
-    s|   block 0'     |   block 1'      | b2'  :   over the epochs a patch may straddle any of them.
+0        chunk     2         3         4   |
++---------+---------+---------+---------+--:   A block spans whole chunks, so that no chunk is decoded for two tasks;
+| block 0           | block 1           |b2:   what is left at the far side makes a smaller block.
++---------+---------+---------+---------+--:   A random epoch moves the seams by whole chunks (``shift``), so that
+s|   block 0'     |   block 1'      | b2'  :   over the epochs a patch may straddle any of them.
 """
 
 from dataclasses import dataclass
 from math import lcm, prod
 
 import numpy as np
-from casebook import CaseRow
 
+from casebook import CaseRow
 from rayters.patches.sampling import Sampling
 from rayters.patches.view import View
 
@@ -50,7 +50,9 @@ def block_size_px0(row: CaseRow, target: View, sampling: Sampling) -> tuple[int,
     """Side of a block in level-0 pixels: whole chunks; on a grid of targets whole targets, and whole chunks if both fit."""
     wanted = sampling.block_px or DEFAULT_BLOCK_PX[len(row.shape)]
     sides = []
-    for chunk, chunk_px0, field in zip(row.chunk_px, chunk_size_px0(row, target), target.field_of_view_px0, strict=True):
+    for chunk, chunk_px0, field in zip(
+        row.chunk_px, chunk_size_px0(row, target), target.field_of_view_px0, strict=True
+    ):
         wanted_px0 = wanted * chunk_px0 // chunk
         if sampling.patches_per_epoch is not None:
             # two chunks at least, or no patch would ever straddle a chunk border
@@ -62,7 +64,9 @@ def block_size_px0(row: CaseRow, target: View, sampling: Sampling) -> tuple[int,
     return tuple(sides)
 
 
-def block_grid(row: CaseRow, side_px0: tuple[int, ...], shift_px0: tuple[int, ...], least_px0: tuple[int, ...]) -> BlockGrid:
+def block_grid(
+    row: CaseRow, side_px0: tuple[int, ...], shift_px0: tuple[int, ...], least_px0: tuple[int, ...]
+) -> BlockGrid:
     """Cut a case into blocks of ``side_px0`` whose first seam lies at ``shift_px0``; none narrower than ``least_px0`` if avoidable."""
     seams = []
     for extent, side, shift, least in zip(row.shape, side_px0, shift_px0, least_px0, strict=True):

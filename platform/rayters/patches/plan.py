@@ -6,17 +6,21 @@ computed from the plan by every process for itself, and nothing about the stream
 
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 
 import numpy as np
-from casebook import CaseRow, Cohort
 from numpy.typing import NDArray
 
+from casebook import CaseRow, Cohort
 from rayters.patches.blocks import BlockGrid, block_grid, block_size_px0, chunk_size_px0
 from rayters.patches.jitter import Axis, origins_in
 from rayters.patches.sampling import Sampling
 from rayters.patches.view import Request, View
 
-EPOCH_BITS = 40  # a patch's identity is (epoch << 40) + its place in the plan: unique over 8 million epochs of 10^12 patches
+SEAMS = 0x5EA5  # a word of its own in the seed, apart from every epoch's
+EPOCH_BITS = (
+    40  # a patch's identity is (epoch << 40) + its place in the plan: unique over 8 million epochs of 10^12 patches
+)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -84,11 +88,10 @@ def plan_epoch(cohort: Cohort, request: Request, sampling: Sampling, *, seed: in
         ValueError: an empty cohort, or cases that have other axes than the views.
     """
     check(cohort, request)
-    rng = np.random.default_rng([seed, epoch])
     if sampling.patches_per_epoch is None:
-        case, origins = every_pixel_once(cohort, request.target, sampling, rng)
+        case, origins = every_pixel_once(cohort, request.target, sampling, seed=seed, epoch=epoch)
     else:
-        case, origins = jittered(cohort, request.target, sampling, sampling.patches_per_epoch, rng)
+        case, origins = jittered(cohort, request.target, sampling, sampling.patches_per_epoch, seed=seed, epoch=epoch)
     counts = np.asarray([len(o) for o in origins], dtype=np.int64)
     return EpochPlan(
         cohort=cohort,
@@ -107,7 +110,9 @@ def check(cohort: Cohort, request: Request) -> None:
         raise ValueError(f"cohort {cohort.name!r} has no case in this split: nothing to plan; choose another split")
     sizes = {view.size_px for view in request.views}
     if len(sizes) != 1:
-        raise ValueError(f"all views of a patch have one size, seen {sorted(sizes)}: let field_of_view_px0 differ instead")
+        raise ValueError(
+            f"all views of a patch have one size, seen {sorted(sizes)}: let field_of_view_px0 differ instead"
+        )
     axes = len(request.target.size_px)
     for row in cohort.cases:
         if len(row.shape) != axes:
@@ -115,7 +120,7 @@ def check(cohort: Cohort, request: Request) -> None:
 
 
 def every_pixel_once(
-    cohort: Cohort, target: View, sampling: Sampling, rng: np.random.Generator
+    cohort: Cohort, target: View, sampling: Sampling, *, seed: int, epoch: int
 ) -> tuple[NDArray[np.int64], list[NDArray[np.int64]]]:
     """Targets side by side from the first pixel on; the last of a row may reach beyond the case. Blocks come in random order.
 
@@ -135,22 +140,26 @@ def every_pixel_once(
             if len(points):
                 case.append(index)
                 origins.append(points)
-    order = rng.permutation(len(case))
+    order = np.random.default_rng([seed, epoch]).permutation(len(case))
     return np.asarray(case, dtype=np.int64)[order], [origins[i] for i in order]
 
 
 def jittered(
-    cohort: Cohort, target: View, sampling: Sampling, patches: int, rng: np.random.Generator
+    cohort: Cohort, target: View, sampling: Sampling, patches: int, *, seed: int, epoch: int
 ) -> tuple[NDArray[np.int64], list[NDArray[np.int64]]]:
-    """Blocks drawn by their size, and in each block targets anywhere; so every place of the cohort is equally likely.
+    """Blocks drawn by their size, and in each block targets anywhere: a case gets its share by area, its places are equally likely.
 
     Returns as every_pixel_once.
     """
     axes = [jitter_axes(row, target, sampling) for row in cohort.cases]
-    cut = [moved_grid(row, of_case, target, rng) for row, of_case in zip(cohort.cases, axes, strict=True)]
+    moves = seam_moves(axes, seed, epoch)
+    cut = [moved_grid(row, of_case, target, move) for row, of_case, move in zip(cohort.cases, axes, moves, strict=True)]
     case_of = np.repeat(np.arange(len(cut)), [len(grid) for grid in cut])
     block_of = np.concatenate([np.arange(len(grid)) for grid in cut])
-    weight = np.concatenate([mass(grid, of_case) for grid, of_case in zip(cut, axes, strict=True)])
+    weight = np.concatenate(
+        [mass(grid, row, of_case) for grid, row, of_case in zip(cut, cohort.cases, axes, strict=True)]
+    )
+    rng = np.random.default_rng([seed, epoch])
     drawn = draw(weight, -(-patches // sampling.patches_per_block), rng)
     left, origins = patches, []
     for place in drawn:
@@ -170,19 +179,36 @@ def jitter_axes(row: CaseRow, target: View, sampling: Sampling) -> tuple[Axis, .
     )
 
 
-def moved_grid(row: CaseRow, axes: tuple[Axis, ...], target: View, rng: np.random.Generator) -> BlockGrid:
+def seam_moves(axes: list[tuple[Axis, ...]], seed: int, epoch: int) -> list[tuple[int, ...]]:
+    """Per case and axis, by how many chunks the seams are moved in this epoch.
+
+    From a start of each case's own they run through all combinations, so that after moves^axes epochs every one was used once:
+    drawn at random, a seam that happened to come up too often would stay visible for many epochs.
+    """
+    starts = np.random.default_rng([seed, SEAMS]).integers(1 << 20, size=(len(axes), len(axes[0])))
+    out = []
+    for of_case, start in zip(axes, starts, strict=True):
+        move, turn = [], epoch
+        for axis, first in zip(of_case, start, strict=True):
+            move.append((int(first) + turn) % axis.moves)
+            turn //= axis.moves
+        out.append(tuple(move))
+    return out
+
+
+def moved_grid(row: CaseRow, axes: tuple[Axis, ...], target: View, move: tuple[int, ...]) -> BlockGrid:
     """The blocks of a case, the seams moved by whole chunks."""
     side = tuple(axis.chunk * axis.moves for axis in axes)
-    shift = tuple(axis.chunk * int(rng.integers(axis.moves)) for axis in axes)
+    shift = tuple(axis.chunk * m for axis, m in zip(axes, move, strict=True))
     return block_grid(row, side, shift, least_px0=target.field_of_view_px0)
 
 
-def mass(grid: BlockGrid, axes: tuple[Axis, ...]) -> NDArray[np.float64]:
-    """How much of the epoch is each block's due, in block order, (len(grid),)."""
+def mass(grid: BlockGrid, row: CaseRow, axes: tuple[Axis, ...]) -> NDArray[np.float64]:
+    """How much of the epoch is each block's due, in block order, (len(grid),); the blocks of a case sum to its area."""
     total = np.ones(())
     for seams, axis in zip(grid.seams_px0, axes, strict=True):
         total = np.multiply.outer(total, axis.mass(np.diff(np.asarray(seams, dtype=np.int64))))
-    return total.reshape(-1)
+    return total.reshape(-1) * (prod(row.shape) / total.sum())
 
 
 def draw(weight: NDArray[np.float64], number: int, rng: np.random.Generator) -> NDArray[np.int64]:

@@ -6,9 +6,9 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from casebook import IGNORE, Case, open_case
 from numpy.typing import NDArray
 
+from casebook import IGNORE, Case, open_case
 from rayters.patches.plan import BlockTask
 from rayters.patches.view import Request, View
 from rayters.patches.window import Span, downsampling, level_for, mirrored, spans
@@ -93,7 +93,9 @@ def cut_image(
     pixels: NDArray[Any], low: tuple[int, ...], shape: tuple[int, ...], window: tuple[Span, ...], to: NDArray[Any]
 ) -> None:
     """Write one window, (C, *S), into ``to``; ``pixels`` (C, *box) starts at ``low`` in a level of ``shape``."""
-    part = take(pixels, [mirrored_unless_inside(span.covered(), n) - x for span, n, x in zip(window, shape, low, strict=True)])
+    part = take(
+        pixels, [mirrored_unless_inside(span.covered(), n) - x for span, n, x in zip(window, shape, low, strict=True)]
+    )
     if all(span.exact for span in window):
         to[...] = part
         return

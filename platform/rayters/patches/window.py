@@ -1,9 +1,9 @@
 """Windows: where the pixels of a view lie in a level of a pyramid, and how they become size_px pixels.
 
-    level   0   1   2   3   4   5   6   7          A window of a view starts at start_px0 / d and is field / d pixels long in
-            |   [---|---|---|---]   |   |          a level that is d times coarser than level 0. Where the level is finer than
-                2.0         5.5                    the view, a pixel of the view is the mean of the area it covers; a label is
-                                                   the label under the middle of it, for labels have no mean.
+level   0   1   2   3   4   5   6   7          A window of a view starts at start_px0 / d and is field / d pixels long in
+        |   [---|---|---|---]   |   |          a level that is d times coarser than level 0. Where the level is finer than
+            2.0         5.5                    the view, a pixel of the view is the mean of the area it covers; a label is
+                                               the label under the middle of it, for labels have no mean.
 """
 
 from dataclasses import dataclass

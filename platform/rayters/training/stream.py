@@ -27,7 +27,6 @@ from uuid import uuid4
 import numpy as np
 import pyarrow as pa
 import ray
-from casebook import Cohort
 from ray.data import DataContext, DataIterator, Dataset, ExecutionOptions
 from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
@@ -35,6 +34,7 @@ from ray.data.extensions import ArrowTensorArray
 from ray.train import DataConfig
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from casebook import Cohort
 from rayters.patches.batches import batches
 from rayters.patches.plan import BlockTask, plan_epoch
 from rayters.patches.read import Block, read_block
@@ -97,7 +97,7 @@ class Board:
         return self.wishes.get((place.stream, place.rank))
 
 
-_boards: list[Any] = []  # the first handle on a named actor keeps it alive: none is ever dropped
+_boards: list[Any] = []  # handles of the driver: a named actor ends with the first handle on it
 
 
 def board() -> Any:
@@ -219,7 +219,9 @@ class PatchSource(Datasource):
             return [ReadTask(nothing, metadata(self.patches, self.bytes_per_patch))]
         wish = ray.get(board().wish.remote(self.place))
         if wish is None:
-            raise RuntimeError("nobody said which epoch to read: iterate a patch stream with stream_batches(shard, epoch=...)")
+            raise RuntimeError(
+                "nobody said which epoch to read: iterate a patch stream with stream_batches(shard, epoch=...)"
+            )
         source = source_of(self.place)
         plan = plan_epoch(source.cohort, source.request, source.sampling, seed=source.seed, epoch=wish.epoch)
         share = Share(plan=plan, rank=self.place.rank, world=self.place.world, batch_size=wish.batch_size)
@@ -247,7 +249,9 @@ def nothing() -> list[pa.Table]:
 
 def table(block: Block) -> pa.Table:
     """The block as Arrow tensors: the arrays are wrapped, not copied."""
-    columns = {k: ArrowTensorArray.from_numpy(np.ascontiguousarray(v)) if v.ndim > 1 else pa.array(v) for k, v in block.items()}
+    columns = {
+        k: ArrowTensorArray.from_numpy(np.ascontiguousarray(v)) if v.ndim > 1 else pa.array(v) for k, v in block.items()
+    }
     return pa.table(columns)
 
 
