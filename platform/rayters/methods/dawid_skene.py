@@ -21,10 +21,10 @@ START = 0.9  # first guess of everybody's reliability
 class DawidSkene:
     """Cross-entropy against the posterior of the truth given what all annotators wrote; the network is not asked.
 
-    memory: how slowly the running counts forget; 0.99 averages over some hundred steps.
+    memory: how slowly the running counts forget; 0.97 averages over some thirty steps.
     """
 
-    memory: float = tunable(0.99, low=0.9, high=0.999)
+    memory: float = tunable(0.97, low=0.9, high=0.999)
 
     @property
     def needs_identity(self) -> bool:

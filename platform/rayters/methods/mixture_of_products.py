@@ -37,7 +37,9 @@ def written_where(labels: Tensor, truth: Tensor) -> Tensor:
     for a in range(labels.shape[1]):
         seen = labels[:, a] != IGNORE
         written = labels[:, a].where(seen, torch.zeros_like(labels[:, a]))
-        one_hot = (functional.one_hot(written, truth.shape[1]) * seen.unsqueeze(-1)).flatten(1, -2).to(truth.dtype)  # (B, S, K)
+        one_hot = (
+            (functional.one_hot(written, truth.shape[1]) * seen.unsqueeze(-1)).flatten(1, -2).to(truth.dtype)
+        )  # (B, S, K)
         counts.append(torch.einsum("bsi,bjs->bij", one_hot, flat))
     return torch.stack(counts, dim=1)
 

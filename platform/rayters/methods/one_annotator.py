@@ -31,7 +31,9 @@ class OneAnnotator:
             ValueError: when there is no such annotator.
         """
         if not 0 <= self.annotator < task.annotators:
-            raise ValueError(f"annotator={self.annotator}, but the cohort has {task.annotators}: use 0 to {task.annotators - 1}")
+            raise ValueError(
+                f"annotator={self.annotator}, but the cohort has {task.annotators}: use 0 to {task.annotators - 1}"
+            )
         return PlainNet(eye)
 
     def loss(self, outputs: Outputs, labels: Tensor, progress: float) -> Loss:

@@ -21,9 +21,13 @@ LossName = Literal["ce", "dice+ce", "gce", "sce", "mae", "nce+mae", "nce+rce", "
 class RobustLoss:
     """One of the losses of ``robust_losses`` on a fused target."""
 
-    loss_name: LossName = choice("gce", "ce", "dice+ce", "gce", "sce", "mae", "nce+mae", "nce+rce", "nfl+mae", "nfl+rce", "nr-dice")
+    loss_name: LossName = choice(
+        "gce", "ce", "dice+ce", "gce", "sce", "mae", "nce+mae", "nce+rce", "nfl+mae", "nfl+rce", "nr-dice"
+    )
     fusion: Literal["vote", "mean"] = choice("vote", "vote", "mean")
-    variant: losses.Variant = choice("confidence_weighted", "confidence_weighted", "proper")  # matters for fusion="mean" only
+    variant: losses.Variant = choice(
+        "confidence_weighted", "confidence_weighted", "proper"
+    )  # matters for fusion="mean" only
     active: float = tunable(1.0, low=0.1, high=10.0, log=True)  # weight of NCE or NFL; of CE in SCE and dice+ce
     passive: float = tunable(1.0, low=0.1, high=10.0, log=True)  # weight of MAE or RCE; of Dice in dice+ce
     power: float = tunable(0.7, low=0.1, high=1.0)  # of GCE
@@ -67,7 +71,13 @@ class RobustLoss:
             case "mae":
                 return losses.mae(log_p, target, variant=self.variant)
         return active_passive(
-            log_p, target, name=self.loss_name, active=self.active, passive=self.passive, gamma=self.gamma, variant=self.variant
+            log_p,
+            target,
+            name=self.loss_name,
+            active=self.active,
+            passive=self.passive,
+            gamma=self.gamma,
+            variant=self.variant,
         )
 
     def predict(self, outputs: Outputs) -> Prediction:
@@ -83,6 +93,10 @@ def active_passive(
 ) -> Tensor:
     """active x (NCE or NFL) + passive x (MAE or RCE), by the name "nce+rce" and so on: (B, *S)."""
     first, second = name.split("+")
-    rises = losses.nce(log_p, target, variant=variant) if first == "nce" else losses.nfl(log_p, target, gamma=gamma, variant=variant)
+    rises = (
+        losses.nce(log_p, target, variant=variant)
+        if first == "nce"
+        else losses.nfl(log_p, target, gamma=gamma, variant=variant)
+    )
     falls = (losses.mae if second == "mae" else losses.rce)(log_p, target, variant=variant)
     return active * rises + passive * falls
