@@ -23,6 +23,7 @@ from casebook import CasebookError, Cohort, open_cohort
 from rayters.annotators.demo import demo_cohort
 from rayters.inference.whole import SeenCase, see_case, see_cohort
 from rayters.methods import MajorityVote
+from rayters.patches.sampling import Sampling
 from rayters.reports.assessment import Assessment, assess
 from rayters.reports.portrait import paint
 from rayters.reports.rows import Row, rows_table, table, write_rows
@@ -32,6 +33,7 @@ from rayters.training.model import load_model
 from rayters.training.run import Run, resolve, to_json
 
 DEMO_PATCH_PX = (64, 64)
+DEMO_SAMPLING = Sampling(patches_per_epoch=320)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +53,7 @@ def main(job: Job) -> None:
     """Trains, assesses, prints and paints."""
     storage = job.storage if "://" in job.storage else str(Path(job.storage).absolute())
     cohort = open_cohort(job.cohort) if job.cohort else demo_cohort(f"{storage}/demo-cohort")
-    run = job.run if job.cohort or job.run.patch_px else dataclasses.replace(job.run, patch_px=DEMO_PATCH_PX)
+    run = job.run if job.cohort else _demo_run(job.run)
     runs = (
         [run]
         if isinstance(run.method, MajorityVote) or not job.baseline
@@ -63,6 +65,12 @@ def main(job: Job) -> None:
             train(each, cohort, storage_path=storage, name=_name(job, each, cohort), crew=job.crew) for each in runs
         ]
     _report(job, cohort, trained, storage)
+
+
+def _demo_run(run: Run) -> Run:
+    """Four digits at a time, drawn anywhere; what was given on the command line stays."""
+    sampling = DEMO_SAMPLING if run.sampling == Sampling() else run.sampling
+    return dataclasses.replace(run, patch_px=run.patch_px or DEMO_PATCH_PX, sampling=sampling)
 
 
 def _name(job: Job, run: Run, cohort: Cohort) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+
 from casebook import CaseRow, Cohort, Layer, describe_case, write_case, write_cohort
 from rayters.annotators.digits import digit_sheets
 from rayters.methods import MajorityVote, MeanLabels
@@ -44,7 +45,11 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Cohort:
         layers = {Layer(id=name): drawn.labels[index, a] for a, name in enumerate(drawn.annotators)}
         layers[Layer(id="reference", role="reference")] = drawn.reference[index]
         case = write_case(
-            f"{folder}/{index}.ome.zarr", drawn.images[index], spacing_um=(1.0, 1.0), classes=drawn.classes, layers=layers
+            f"{folder}/{index}.ome.zarr",
+            drawn.images[index],
+            spacing_um=(1.0, 1.0),
+            classes=drawn.classes,
+            layers=layers,
         )
         rows.append(describe_case(case, split=SPLITS[index], group=str(index)))
     return write_cohort(
