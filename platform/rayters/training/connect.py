@@ -17,13 +17,14 @@ def connected(*, cpus: int | None = None, dashboard: bool = False) -> Iterator[N
     """
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     if os.environ.get("RAY_ADDRESS"):
-        ray.init()
+        ray.init(log_to_driver=False)
     else:
         ray.init(
             address="local",
             num_cpus=cpus or max(4, os.cpu_count() or 1),
             include_dashboard=dashboard,
             logging_level=logging.WARNING,
+            log_to_driver=False,  # what workers have to tell arrives through progress.py and exceptions
         )
     try:
         yield
