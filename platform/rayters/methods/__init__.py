@@ -1,5 +1,6 @@
 """Whom the network believes: every method, once. The command line, the search, the server and the laws in the tests read ALL."""
 
+from rayters.methods.annotator_confusion import AnnotatorConfusion
 from rayters.methods.dawid_skene import DawidSkene
 from rayters.methods.majority_vote import MajorityVote
 from rayters.methods.mean_labels import MeanLabels
@@ -13,6 +14,7 @@ from rayters.methods.t_loss import TLoss
 ALL = (
     MajorityVote,
     MeanLabels,
+    AnnotatorConfusion,
     RobustLoss,
     TLoss,
     RandomAnnotator,
@@ -23,6 +25,7 @@ ALL = (
 
 __all__ = [
     "ALL",
+    "AnnotatorConfusion",
     "DawidSkene",
     "Loss",
     "MajorityVote",
