@@ -21,7 +21,7 @@ from rayters.patches.batches import local_batches
 from rayters.patches.plan import plan_epoch
 from rayters.patches.share import Share
 from rayters.training.local import VALIDATION, model_of
-from rayters.training.loop import Epoch, Observer, Stream, fit
+from rayters.training.loop import Epoch, Observer, Stream, fit, is_finished
 from rayters.training.model import load_model, load_state, save_model, save_state
 from rayters.training.observers import Everyone, TensorBoard
 from rayters.training.progress import MeterObserver, progress_bar
@@ -99,7 +99,7 @@ def _work(config: Mapping[str, Any]) -> None:
     team = Team(rank=context.get_world_rank(), size=context.get_world_size(), device=get_device(), wrap=prepare_model)
     state = _restore(run)
     stream = _worker_stream(run, cohort, team)
-    if state and state["epoch"] + 1 == run.epochs:
+    if state and is_finished(run, state):
         return
     fit(
         run,

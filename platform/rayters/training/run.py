@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, Union
 from casebook import Cohort
 from rayters import gaze, methods
 from rayters.gaze import FixedGaze, Gaze
-from rayters.methods import MajorityVote, Method
+from rayters.methods import AnnotatorConfusion, Method
 from rayters.networks.backbone import UNet
 from rayters.networks.task import Task
 from rayters.patches.sampling import Sampling
@@ -29,7 +29,7 @@ class Run:
         ValueError: when a number is out of its range.
     """
 
-    method: AnyMethod = field(default_factory=MajorityVote)  # whom the network believes
+    method: AnyMethod = field(default_factory=AnnotatorConfusion)  # whom the network believes
     gaze: AnyGaze = field(default_factory=FixedGaze)  # what the network gets to see
     network: UNet = field(default_factory=UNet)
     sampling: Sampling = field(default_factory=Sampling)
