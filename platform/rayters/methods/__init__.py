@@ -1,12 +1,16 @@
 """Whom the network believes: every method, once. The command line, the search, the server and the laws in the tests read ALL."""
 
+from rayters.methods.co_teaching import CoTeaching
 from rayters.methods.dawid_skene import DawidSkene
+from rayters.methods.effective_supervision import EffectiveSupervision
 from rayters.methods.majority_vote import MajorityVote
 from rayters.methods.mean_labels import MeanLabels
+from rayters.methods.mean_teacher import MeanTeacher
 from rayters.methods.method import Loss, Method, Outputs, Prediction
 from rayters.methods.one_annotator import OneAnnotator
 from rayters.methods.random_annotator import RandomAnnotator
 from rayters.methods.robust import RobustLoss
+from rayters.methods.soft_labels import SoftLabels
 from rayters.methods.staple import Staple
 from rayters.methods.t_loss import TLoss
 
@@ -19,20 +23,28 @@ ALL = (
     OneAnnotator,
     Staple,
     DawidSkene,
+    SoftLabels,
+    EffectiveSupervision,
+    MeanTeacher,
+    CoTeaching,
 )
 
 __all__ = [
     "ALL",
+    "CoTeaching",
     "DawidSkene",
+    "EffectiveSupervision",
     "Loss",
     "MajorityVote",
     "MeanLabels",
+    "MeanTeacher",
     "Method",
     "OneAnnotator",
     "Outputs",
     "Prediction",
     "RandomAnnotator",
     "RobustLoss",
+    "SoftLabels",
     "Staple",
     "TLoss",
 ]
