@@ -8,6 +8,8 @@ from rayters.methods.mean_labels import MeanLabels
 from rayters.methods.mean_teacher import MeanTeacher
 from rayters.methods.method import Loss, Method, Outputs, Prediction
 from rayters.methods.one_annotator import OneAnnotator
+from rayters.methods.pionono import Pionono
+from rayters.methods.probabilistic_unet import ProbabilisticUNet
 from rayters.methods.random_annotator import RandomAnnotator
 from rayters.methods.robust import RobustLoss
 from rayters.methods.soft_labels import SoftLabels
@@ -27,6 +29,8 @@ ALL = (
     EffectiveSupervision,
     MeanTeacher,
     CoTeaching,
+    ProbabilisticUNet,
+    Pionono,
 )
 
 __all__ = [
@@ -41,7 +45,9 @@ __all__ = [
     "Method",
     "OneAnnotator",
     "Outputs",
+    "Pionono",
     "Prediction",
+    "ProbabilisticUNet",
     "RandomAnnotator",
     "RobustLoss",
     "SoftLabels",

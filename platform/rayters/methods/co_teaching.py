@@ -6,7 +6,6 @@ Source: Han et al., Co-teaching, NeurIPS 2018. The released code is told the tru
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
 from rayters.methods.method import Eye, Loss, Outputs, Prediction, choice, tunable
