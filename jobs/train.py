@@ -23,6 +23,7 @@ from casebook import CasebookError, Cohort, open_cohort
 from rayters.annotators.demo import demo_cohort
 from rayters.inference.whole import SeenCase, see_case, see_cohort
 from rayters.methods import MajorityVote
+from rayters.networks.backbone import UNet
 from rayters.patches.sampling import Sampling
 from rayters.reports.assessment import Assessment, assess
 from rayters.reports.portrait import paint
@@ -34,6 +35,7 @@ from rayters.training.run import Run, resolve, to_json
 
 DEMO_PATCH_PX = (64, 64)
 DEMO_SAMPLING = Sampling(patches_per_epoch=320)
+DEMO_NETWORK = UNet(width=8)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,9 +70,13 @@ def main(job: Job) -> None:
 
 
 def _demo_run(run: Run) -> Run:
-    """Four digits at a time, drawn anywhere; what was given on the command line stays."""
-    sampling = DEMO_SAMPLING if run.sampling == Sampling() else run.sampling
-    return dataclasses.replace(run, patch_px=run.patch_px or DEMO_PATCH_PX, sampling=sampling)
+    """A few digits at a time, drawn anywhere, and a small net; what was given on the command line stays."""
+    return dataclasses.replace(
+        run,
+        patch_px=run.patch_px or DEMO_PATCH_PX,
+        sampling=DEMO_SAMPLING if run.sampling == Sampling() else run.sampling,
+        network=DEMO_NETWORK if run.network == UNet() else run.network,
+    )
 
 
 def _name(job: Job, run: Run, cohort: Cohort) -> str:

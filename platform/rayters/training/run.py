@@ -36,7 +36,7 @@ class Run:
     patch_px: tuple[int, ...] = ()  # size of the target; () chooses by the cohort
     downsampling: int = 1  # level-0 pixels per pixel of the target
     epochs: int = 10
-    batch_size: int = 16  # over all workers together
+    batch_size: int = 8  # over all workers together
     learning_rate: float = 3e-3  # the peak of a one-cycle schedule
     weight_decay: float = 1e-5
     gradient_clip: float = 1.0  # largest norm of a gradient; 0 does not clip
