@@ -117,7 +117,7 @@ def test_masks_are_understood_or_refused():
     assert to_classes(np.array([[0, 3, 9]]), two, values=values).tolist() == [[0, 1, 255]]
     with pytest.raises(CaseFormatError, match="NaN"):
         to_classes(np.array([[np.nan]]), two)
-    with pytest.raises(CaseFormatError, match="0, 3, 9; the classes are 0..1"):
+    with pytest.raises(CaseFormatError, match=r"0, 3, 9; the classes are 0..1"):
         to_classes(np.array([[0, 3, 9]]), two)
 
 

@@ -22,10 +22,11 @@ from casebook.intensity import to_stored
 from casebook.layout import Drawing, Found, FoundCase, match_files
 from casebook.location import canonical, join, read_json
 from casebook.masks import flat_mask, parse_values, to_classes
+from casebook.one_pass import Storage
 from casebook.opening import open_case
 from casebook.source import ImageSource, LabelSource
 from casebook.split import split_by_group
-from casebook.write import Storage, write_case
+from casebook.write import write_case
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -86,7 +86,7 @@ def match_files(paths: Sequence[str], images: str | None, labels: str | None, sk
         raise CaseFormatError("give both --images and --labels, or neither: one alone leaves the other to chance")
     for pattern, needed in ((images, ("case",)), (labels, ("case", "annotator"))):
         _check_pattern(pattern, needed)
-    found = _match_images(paths, images)
+    found = _match_images(paths, images, labels)
     if not found:
         raise CaseFormatError(
             f"no file matches --images {images!r}; the first files are {', '.join(sorted(paths)[:3])}"
@@ -144,7 +144,7 @@ def _check_pattern(pattern: str, needed: tuple[str, ...]) -> None:
 
 
 def _regex(pattern: str, greedy: str, case: str | None = None) -> re.Pattern[str]:
-    """A pattern as a regular expression; `greedy` ('?' or '') decides how {case} meets its neighbour, or `case` is it."""
+    """A pattern as a regular expression; `greedy` ('?' or '') decides how far {case} reaches, or `case` is it."""
     parts, seen = [], set()
     for text in re.split(r"(\{\w+\}|\*)", pattern):
         if text == "*":
@@ -159,14 +159,14 @@ def _regex(pattern: str, greedy: str, case: str | None = None) -> re.Pattern[str
     return re.compile("".join(parts))
 
 
-def _match_images(paths: Sequence[str], pattern: str) -> dict[str, tuple[str, str | None]]:
-    """Case -> (path, split). Under '{case}.*' a name that continues another is a drawing of it, not an image."""
+def _match_images(paths: Sequence[str], pattern: str, labels: str) -> dict[str, tuple[str, str | None]]:
+    """Case -> (path, split). A file that also is a drawing of another ('a_anna.png' beside 'a.png') is no image."""
     regex = _regex(pattern, "")
     matches = ((path, regex.fullmatch(_bare(path, pattern))) for path in sorted(paths) if suffix(path))
     hits = [(match["case"], path, match.groupdict().get("split")) for path, match in matches if match]
-    if pattern == "{case}.*":
-        names = {case for case, *_ in hits}
-        hits = [hit for hit in hits if not _prefixes(hit[0], names)]
+    if pattern.rpartition("/")[2].startswith("{case}"):
+        names: dict[str, tuple[str, str | None]] = {case: (path, split) for case, path, split in hits}
+        hits = [h for h in hits if (_match_label(h[1], labels, names) or {"case": h[0]})["case"] == h[0]]
     found: dict[str, tuple[str, str | None]] = {}
     for case, path, split in hits:
         if split is not None and split.lower() not in SPLIT_NAMES:
@@ -180,10 +180,6 @@ def _match_images(paths: Sequence[str], pattern: str) -> dict[str, tuple[str, st
     return found
 
 
-def _prefixes(name: str, names: set[str]) -> list[str]:
-    return [name[:end] for end in range(1, len(name)) if name[end] in "_-." and name[:end] in names]
-
-
 def _bare(path: str, pattern: str) -> str:
     """With a free suffix in the pattern ('.*'), the double suffix .nii.gz counts as one."""
     return path[: -len(suffix(path))] + ".x" if pattern.endswith(".*") and suffix(path) else path
@@ -194,6 +190,8 @@ def _match_label(path: str, pattern: str, found: Mapping[str, tuple[str, str | N
         return None
     bare = _bare(path, pattern)
     tries = [_regex(pattern, "?"), _regex(pattern, "")]
+    if not tries[0].fullmatch(bare):
+        return None
     if not any((match := regex.fullmatch(bare)) and match["case"] in found for regex in tries):
         inside = sorted((case for case in found if case in path), key=len, reverse=True)
         tries = [_regex(pattern, "", re.escape(case)) for case in inside]
