@@ -12,24 +12,10 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from rayters.networks.task import Task
+
 Outputs = dict[str, Tensor]
 """What a net returns: always "logits" (B, K, *S) of the true class; what else is between the net and its method."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Task:
-    """The shape of a segmentation problem, as a net must know it."""
-
-    channels: int
-    classes: int  # K, background included
-    annotators: int  # A, the order is the cohort's
-    patch_px: tuple[int, ...]  # size of the target, (y, x) or (z, y, x)
-    view_scales: tuple[float, ...] = (1.0,)  # field of view of each view / that of the target
-
-    @property
-    def axes(self) -> int:
-        """2 for pictures and slides, 3 for volumes."""
-        return len(self.patch_px)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,12 +1,12 @@
 """A view: a square (or cubic) window onto a case, so many pixels out, covering so many pixels of level 0.
 
-       +-----------------------+
-       |  wide view            |     All views of a patch share one centre, the centre of the target,
-       |     +-----------+     |     and one size_px: same memory, another trade of extent for detail.
-       |     |  target   |     |
-       |     +-----------+     |     downsampling = field_of_view_px0 / size_px, the same on every axis
-       |                       |     unless the case is anisotropic.
-       +-----------------------+
++-----------------------+
+|  wide view            |     All views of a patch share one centre, the centre of the target,
+|     +-----------+     |     and one size_px: same memory, another trade of extent for detail.
+|     |  target   |     |
+|     +-----------+     |     downsampling = field_of_view_px0 / size_px, the same on every axis
+|                       |     unless the case is anisotropic.
++-----------------------+
 """
 
 from dataclasses import dataclass
@@ -25,7 +25,9 @@ class View:
 
     def __post_init__(self) -> None:
         if len(self.size_px) != len(self.field_of_view_px0):
-            raise ValueError(f"a view needs one field of view per axis: {self.size_px} px, {self.field_of_view_px0} px0")
+            raise ValueError(
+                f"a view needs one field of view per axis: {self.size_px} px, {self.field_of_view_px0} px0"
+            )
         if min(*self.size_px, *self.field_of_view_px0) < 1:
             raise ValueError(f"a view is at least one pixel wide: {self.size_px} px over {self.field_of_view_px0} px0")
 

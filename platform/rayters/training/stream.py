@@ -97,7 +97,7 @@ class Board:
         return self.wishes.get((place.stream, place.rank))
 
 
-_boards: list[Any] = []  # handles of the driver: a named actor ends with the first handle on it
+_boards: list[Any] = []  # the first handle on a named actor keeps it alive: none is ever dropped
 
 
 def board() -> Any:

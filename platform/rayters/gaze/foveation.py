@@ -1,0 +1,155 @@
+"""Foveation: the field of view, and with it the resolution, is learnt per location.
+
+A small network looks at a coarse context of the patch and weighs the views; weighing and segmentation are trained together.
+
+    all views (B, V, C, *S)
+       |--- widest view -> foveation module -> log f (B, V)          where to look
+       '--- view v -> backbone -> align -> logits_v (B, K, *S)       what is seen there
+
+| choice       | what is segmented                                       | how gradients reach f                          |
+| ------------ | ------------------------------------------------------- | ---------------------------------------------- |
+| mean         | every view; posteriors mixed with weights f             | directly                                       |
+| mode         | every view in training, weighed by the one-hot argmax f | straight through: hard + soft - soft.detach()  |
+| gumbel       | as mode, argmax of log f + Gumbel noise in training     | Gumbel-softmax, straight through               |
+| reinforce    | one view drawn from f                                   | (loss - baseline).detach() * log f(drawn)      |
+
+At evaluation nothing is drawn: mean mixes, the others take the argmax of f.
+
+Source: Jin, Tanno, Xu, Mertzanidou, Alexander, Foveation for segmentation of mega-pixel histology images, MICCAI 2020, arXiv
+2007.15124. Different here: views are aligned with the target before they are mixed (``blend='posteriors'``); mixing the pixels of
+the views before one forward pass, as the paper's Mean does, is ``blend='pixels'``.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from rayters.gaze.gaze import Network, align, check_fields_of_view
+from rayters.gaze.several import mixture
+from rayters.networks.head import pointwise
+from rayters.networks.task import Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoveationGaze:
+    """Learns the weight of each field of view from the widest one.
+
+    Raises:
+        ValueError: for fewer than two or unordered fields of view, or pixels blended by a hard choice.
+    """
+
+    fields_of_view: tuple[float, ...] = (1.0, 2.0, 4.0)
+    choose: Literal["mean", "mode", "gumbel", "reinforce"] = "mean"
+    blend: Literal["posteriors", "pixels"] = "posteriors"
+    temperature: float = 1.0  # of the Gumbel-softmax
+    entropy_weight: float = 0.0  # > 0 rewards undecided weights, which keeps every view in training
+
+    def __post_init__(self) -> None:
+        check_fields_of_view(self.fields_of_view)
+        if self.blend == "pixels" and self.choose != "mean":
+            raise ValueError(
+                f"blend='pixels' mixes the views before the network sees them: it goes with choose='mean', not '{self.choose}'"
+            )
+
+    def scales(self) -> tuple[float, ...]:
+        """All views are read, each from the pyramid level of its own resolution."""
+        return self.fields_of_view
+
+    def build(self, task: Task, network: Network) -> nn.Module:
+        """The foveation module, one backbone and one head."""
+        return FoveatedEye(task, network, gaze=self)
+
+    def policy_loss(self, outputs: dict[str, Tensor], per_patch: Tensor) -> Tensor:
+        """REINFORCE with the batch mean as baseline; the loss is detached, or the network would climb it. Plus the entropy term.
+
+        per_patch: (B,) detached.
+        """
+        log_f = outputs["view_log_weights"]
+        loss = self.entropy_weight * (log_f.exp() * log_f).sum(1).mean()
+        if self.choose == "reinforce":
+            advantage = (per_patch - per_patch.mean()).detach()
+            loss = loss + (advantage * (log_f * outputs["view_weights"].detach()).sum(1)).mean()
+        return loss
+
+
+class FoveatedEye(nn.Module):
+    """(B, V, C, *S) -> the chosen mixture, with "view_weights" (B, V) as used and "view_log_weights" (B, V) = log f."""
+
+    def __init__(self, task: Task, network: Network, *, gaze: FoveationGaze) -> None:
+        super().__init__()
+        self.gaze = gaze
+        self.foveate = FoveationModule(task, views=len(gaze.fields_of_view))
+        self.backbone = network.build(task.channels, task.patch_px)
+        self.head = pointwise(task.axes, network.width, task.classes)
+
+    def forward(self, views: Tensor) -> dict[str, Tensor]:
+        """views: (B, V, C, *S), ascending in field of view."""
+        log_f = self.foveate(views[:, -1])
+        weights = self._weights(log_f)
+        if self.gaze.blend == "pixels":
+            blended = (views * weights.view(*weights.shape, *(1,) * (views.ndim - 2))).sum(1)
+            features = self.backbone(blended)
+            return {
+                "logits": self.head(features),
+                "features": features,
+                "view_weights": weights,
+                "view_log_weights": log_f,
+            }
+        features = torch.stack(
+            [align(self.backbone(views[:, v]), s) for v, s in enumerate(self.gaze.fields_of_view)], dim=1
+        )
+        logits = torch.stack([self.head(features[:, v]) for v in range(features.shape[1])], dim=1)
+        return mixture(logits, features, weights) | {"view_log_weights": log_f}
+
+    def _weights(self, log_f: Tensor) -> Tensor:
+        """(B, V), sums to 1 over V: soft for the mean, one-hot otherwise."""
+        if self.gaze.choose == "mean":
+            return log_f.exp()
+        hardest = functional.one_hot(log_f.argmax(1), log_f.shape[1]).to(log_f.dtype)
+        if not self.training:
+            return hardest
+        if self.gaze.choose == "mode":
+            return hardest + log_f.exp() - log_f.exp().detach()
+        if self.gaze.choose == "gumbel":
+            return functional.gumbel_softmax(log_f, tau=self.gaze.temperature, hard=True)
+        drawn = torch.multinomial(log_f.detach().exp(), 1).squeeze(1)
+        return functional.one_hot(drawn, log_f.shape[1]).to(log_f.dtype)
+
+
+class FoveationModule(nn.Module):
+    """Three small convolutions over the widest view, pooled over the target's part of it -> log f (B, V).
+
+    The paper weighs every pixel of a thumbnail of the whole image; a patch is one such location, and the widest view is its surroundings.
+    """
+
+    def __init__(self, task: Task, *, views: int, width: int = 8) -> None:
+        super().__init__()
+        convolution: Any = nn.Conv2d if task.axes == 2 else nn.Conv3d
+        pool: Any = nn.AdaptiveAvgPool2d if task.axes == 2 else nn.AdaptiveAvgPool3d
+        kernel = tuple(3 if side > 1 else 1 for side in task.patch_px)
+        geometry = {
+            "padding": tuple(side // 2 for side in kernel),
+            "stride": tuple(2 if side >= 8 else 1 for side in task.patch_px),
+        }
+        weigh = nn.Linear(2 * width, views)
+        nn.init.zeros_(weigh.weight)  # starts undecided: every view has the same weight
+        nn.init.zeros_(weigh.bias)
+        self.layers = nn.Sequential(
+            convolution(task.channels, width, kernel, **geometry),
+            nn.GroupNorm(1, width),
+            nn.ReLU(),
+            convolution(width, 2 * width, kernel, **geometry),
+            nn.GroupNorm(1, 2 * width),
+            nn.ReLU(),
+            pool(1),
+            nn.Flatten(),
+            weigh,
+        )
+
+    def forward(self, widest: Tensor) -> Tensor:
+        """widest: (B, C, *S) -> (B, V) log-probabilities."""
+        log_f: Tensor = self.layers(widest).log_softmax(1)
+        return log_f

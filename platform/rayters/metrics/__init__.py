@@ -1,0 +1,3 @@
+"""How good is a prediction, an estimated annotator, a probability. Every metric names its definition; IGNORE never
+counts.
+"""

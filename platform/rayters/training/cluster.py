@@ -1,0 +1,170 @@
+"""Training on a Ray cluster: the one file with ray.train. Workers share every batch; a lost one is replaced and goes on.
+
+What lies under storage_path/name afterwards: checkpoint_*/ (each a model, see model.py), tensorboard/ (local paths only), and Ray
+Train's own snapshot, by which the same name resumes.
+"""
+
+import json
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray.train
+from ray.experimental import tqdm_ray
+from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer, get_device, prepare_model
+from torch import Tensor
+
+from casebook import Cohort, open_cohort
+from rayters.patches.batches import local_batches
+from rayters.patches.plan import plan_epoch
+from rayters.patches.share import Share
+from rayters.training.local import VALIDATION, model_of
+from rayters.training.loop import Epoch, Observer, Stream, fit
+from rayters.training.model import load_model, load_state, save_model, save_state
+from rayters.training.observers import Bar, Everyone, TensorBoard
+from rayters.training.run import Run, from_json, resolve, task_of, to_json
+from rayters.training.step import Arrays
+from rayters.training.stream import StreamConfig, open_stream, stream_batches
+from rayters.training.team import Team
+
+
+@dataclass(frozen=True, kw_only=True)
+class Crew:
+    """How many workers train, and on what. Half a CPU each leaves room for the readers on a small machine."""
+
+    workers: int = 2
+    gpu: bool = False  # one GPU per worker
+    cpus_per_worker: float = 0.5
+    max_failures: int = 3  # lost workers that are replaced before the run gives up
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """Where a run left its model, and what it measured last."""
+
+    folder: str
+    measured: Mapping[str, float]
+
+
+def train(run: Run, cohort: Cohort, *, storage_path: str, name: str, crew: Crew) -> Trained:
+    """Trains on the Ray that is initialised; a run of the same name and storage_path is resumed.
+
+    Raises:
+        ValueError: when the run does not fit the cohort, the batch not the workers, or another run already has this name.
+        RuntimeError: when workers were lost more often than ``crew.max_failures``.
+    """
+    run = resolve(run, cohort)
+    if run.batch_size % crew.workers:
+        raise ValueError(
+            f"batch_size={run.batch_size} cannot be shared evenly by {crew.workers} workers: use a multiple"
+        )
+    request, split = run.request(cohort.annotators), cohort.split("train")
+    trainer = TorchTrainer(
+        _work,
+        train_loop_config={"run": json.dumps(to_json(run)), "cohort": cohort.url, "folder": f"{storage_path}/{name}"},
+        datasets={"train": open_stream(split, request, run.sampling, seed=run.seed)},
+        dataset_config=StreamConfig(),
+        scaling_config=ScalingConfig(
+            num_workers=crew.workers,
+            use_gpu=crew.gpu,
+            resources_per_worker={"CPU": crew.cpus_per_worker, "GPU": int(crew.gpu)},
+        ),
+        run_config=RunConfig(
+            name=name,
+            storage_path=storage_path,
+            failure_config=FailureConfig(max_failures=crew.max_failures),
+            checkpoint_config=CheckpointConfig(num_to_keep=2),
+        ),
+    )
+    result = trainer.fit()
+    if result.error or result.checkpoint is None:
+        raise RuntimeError(f"run '{name}' ended without a model: {result.error}") from result.error
+    return Trained(folder=result.checkpoint.path, measured=load_model(result.checkpoint.path).measured)
+
+
+def _work(config: Mapping[str, str]) -> None:
+    """What every worker runs."""
+    run: Run = from_json(json.loads(config["run"]))
+    cohort = open_cohort(config["cohort"])
+    context = ray.train.get_context()
+    team = Team(rank=context.get_world_rank(), size=context.get_world_size(), device=get_device(), wrap=prepare_model)
+    state = _restore(run)
+    stream = _worker_stream(run, cohort, team)
+    if state and state["epoch"] + 1 == run.epochs:
+        return
+    fit(
+        run,
+        task_of(run, cohort),
+        stream,
+        _observer(run, cohort, stream, team, config["folder"]),
+        team=team,
+        state=state,
+    )
+
+
+def _restore(run: Run) -> dict[str, Any] | None:
+    """The state of the newest checkpoint, if this run has one."""
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is None:
+        return None
+    with checkpoint.as_directory() as folder:
+        if load_model(folder).run != run:
+            raise ValueError(
+                "another run already has this name, and its checkpoints: choose another --name, or remove its folder"
+            )
+        return load_state(Path(folder))
+
+
+def _worker_stream(run: Run, cohort: Cohort, team: Team) -> Stream:
+    request, shard = run.request(cohort.annotators), ray.train.get_dataset_shard("train")
+    plan = plan_epoch(cohort.split("train"), request, run.sampling, seed=run.seed, epoch=0)
+    share = run.batch_size // team.size
+
+    def training(epoch: int, first_batch: int) -> Iterable[Arrays]:
+        return stream_batches(shard, batch_size=share, epoch=epoch, first_batch=first_batch)
+
+    def validation() -> Iterable[Arrays]:
+        split = cohort.split("validation")
+        return local_batches(
+            split, request, VALIDATION, batch_size=share, seed=0, epoch=0, rank=team.rank, world=team.size
+        )
+
+    steps = Share(plan=plan, rank=team.rank, world=team.size, batch_size=share).num_batches
+    return Stream(steps=steps, train=training, validation=validation)
+
+
+def _observer(run: Run, cohort: Cohort, stream: Stream, team: Team, folder: str) -> Observer:
+    reporter = Reporter(run, cohort, team)
+    if not team.leads:
+        return reporter
+    watching: list[Observer] = [
+        Bar(tqdm_ray.tqdm, title=type(run.method).__name__, steps=stream.steps, epochs=run.epochs),
+        reporter,
+    ]
+    if "://" not in folder:
+        watching.append(TensorBoard(Path(folder) / "tensorboard", steps=stream.steps))
+    return Everyone(*watching)
+
+
+class Reporter:
+    """Tells Ray Train of every epoch; the leader adds a checkpoint, which Ray moves to the storage path."""
+
+    def __init__(self, run: Run, cohort: Cohort, team: Team) -> None:
+        self.run, self.cohort, self.team = run, cohort, team
+
+    def on_step(self, attempt: int, epoch: int, step: int, parts: Mapping[str, Tensor]) -> None:
+        """Nothing to tell."""
+
+    def on_epoch(self, epoch: Epoch) -> None:
+        """Every worker must report."""
+        metrics = dict(epoch.measured) | {"epoch": epoch.epoch, "attempt": epoch.attempt}
+        if not self.team.leads:
+            ray.train.report(metrics)
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            save_model(Path(folder), model_of(self.run, self.cohort, epoch))
+            save_state(Path(folder), epoch.state)
+            ray.train.report(metrics, checkpoint=Checkpoint.from_directory(folder))

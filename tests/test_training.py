@@ -1,0 +1,143 @@
+"""Training: the loop alone, the loop on Ray, and what survives a killed worker."""
+
+import json
+import os
+import signal
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from casebook import CaseRow, Cohort, Layer, describe_case, write_case, write_cohort
+from rayters.annotators.digits import digit_sheets
+from rayters.methods import MajorityVote, MeanLabels
+from rayters.networks.backbone import UNet
+from rayters.patches.sampling import Sampling
+from rayters.training.cluster import Crew, train
+from rayters.training.local import train_locally
+from rayters.training.model import load_model
+from rayters.training.run import Run, from_json, resolve, task_of, to_json
+
+SHORT = Run(
+    method=MajorityVote(),
+    network=UNet(width=4),
+    patch_px=(16, 16),
+    epochs=3,
+    batch_size=4,
+    sampling=Sampling(patches_per_epoch=24, patches_per_block=8, mix_blocks=2),
+)
+
+
+SPLITS = ("train", "train", "train", "train", "validation", "test")
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Cohort:
+    """Six little sheets of four digits: four to train, one to validate, one to test."""
+    folder = tmp_path_factory.mktemp("digits")
+    drawn = digit_sheets(sheets=6, rows=2, columns=2)
+    rows: list[CaseRow] = []
+    for index in range(6):
+        layers = {Layer(id=name): drawn.labels[index, a] for a, name in enumerate(drawn.annotators)}
+        layers[Layer(id="reference", role="reference")] = drawn.reference[index]
+        case = write_case(
+            f"{folder}/{index}.ome.zarr", drawn.images[index], spacing_um=(1.0, 1.0), classes=drawn.classes, layers=layers
+        )
+        rows.append(describe_case(case, split=SPLITS[index], group=str(index)))
+    return write_cohort(
+        folder, rows, name="digits", classes=drawn.classes, annotators=drawn.annotators, reference="reference"
+    )
+
+
+def test_training_lowers_the_loss(digits: Cohort, tmp_path: Path) -> None:
+    first = train_locally(replace(SHORT, epochs=1), digits, tmp_path / "short").measured
+    later = train_locally(replace(SHORT, epochs=8), digits, tmp_path / "long").measured
+    assert later["validation_loss"] < first["validation_loss"]
+
+
+def test_the_same_seed_gives_the_same_model_to_the_bit(digits: Cohort, tmp_path: Path) -> None:
+    once, again = (train_locally(SHORT, digits, tmp_path / name) for name in ("a", "b"))
+    assert all(torch.equal(a, b) for a, b in zip(once.net.parameters(), again.net.parameters(), strict=True))
+
+
+def test_a_model_that_was_saved_predicts_as_before(digits: Cohort, tmp_path: Path) -> None:
+    model = train_locally(SHORT, digits, tmp_path)
+    again = load_model(tmp_path)
+    views = torch.randn(2, 1, 1, 16, 16)
+    assert again.run == model.run
+    assert torch.equal(model.net.eval()(views)["logits"], again.net(views)["logits"])
+
+
+def test_one_worker_on_ray_gives_the_loss_of_the_loop_alone(digits: Cohort, tmp_path: Path, ray_session: None) -> None:
+    alone = train_locally(SHORT, digits, tmp_path / "alone").measured
+    on_ray = train(SHORT, digits, storage_path=str(tmp_path), name="one", crew=Crew(workers=1)).measured
+    assert on_ray["loss"] == pytest.approx(alone["loss"], rel=1e-6)
+    assert on_ray["validation_loss"] == pytest.approx(alone["validation_loss"], rel=1e-6)
+
+
+def test_a_killed_worker_changes_nothing_in_the_end(digits: Cohort, tmp_path: Path, ray_session: None) -> None:
+    run = replace(SHORT, epochs=5)
+    undisturbed = train(run, digits, storage_path=str(tmp_path), name="calm", crew=Crew(workers=2)).measured
+    killer = threading.Thread(target=_kill_one_worker_after_the_first_checkpoint, args=(tmp_path / "killed",))
+    killer.start()
+    survived = train(run, digits, storage_path=str(tmp_path), name="killed", crew=Crew(workers=2)).measured
+    killer.join()
+    assert survived == pytest.approx(undisturbed, rel=1e-6)
+
+
+def _kill_one_worker_after_the_first_checkpoint(folder: Path) -> None:
+    deadline = time.monotonic() + 120
+    while not list(folder.glob("checkpoint_*/run.json")):
+        assert time.monotonic() < deadline, "no checkpoint appeared"
+        time.sleep(0.05)
+    workers = [p for p in psutil.process_iter(["cmdline"]) if "RayTrainWorker" in " ".join(p.info["cmdline"] or [])]
+    mine = [p for p in workers if os.getpid() in [parent.pid for parent in p.parents()]]
+    assert mine, "there is a worker to kill"
+    mine[0].send_signal(signal.SIGKILL)
+
+
+def test_a_finished_run_is_found_and_not_trained_again(digits: Cohort, tmp_path: Path, ray_session: None) -> None:
+    first = train(SHORT, digits, storage_path=str(tmp_path), name="again", crew=Crew(workers=1))
+    second = train(SHORT, digits, storage_path=str(tmp_path), name="again", crew=Crew(workers=1))
+    assert second.folder == first.folder
+
+
+def test_a_run_survives_json() -> None:
+    run = Run(method=MeanLabels(), patch_px=(8, 8), seed=7)
+    assert from_json(json.loads(json.dumps(to_json(run)))) == run
+
+
+def test_an_unknown_part_of_a_run_is_named_with_those_that_exist() -> None:
+    with pytest.raises(ValueError, match="'Oracle' is no part of a run; known are .*MajorityVote"):
+        from_json({"is": "Oracle"})
+
+
+def test_per_annotator_learning_is_refused_where_an_id_is_not_a_person(digits: Cohort) -> None:
+    anonymous = replace(digits, stable_annotators=False)
+    with pytest.raises(ValueError, match="not the same person in every case"):
+        resolve(Run(patch_px=(16, 16)), anonymous)
+    assert resolve(Run(patch_px=(16, 16), force=True), anonymous).force
+    assert resolve(SHORT, anonymous) == SHORT
+
+
+def test_the_patch_fits_the_smallest_case(digits: Cohort) -> None:
+    assert resolve(replace(SHORT, patch_px=()), digits).patch_px == (48, 48)
+
+
+def test_a_patch_of_other_axes_than_the_cohort_is_refused(digits: Cohort) -> None:
+    with pytest.raises(ValueError, match="3 sides, the cohort's cases have 2 axes"):
+        resolve(replace(SHORT, patch_px=(8, 8, 8)), digits)
+
+
+def test_a_batch_that_workers_cannot_share_is_refused(digits: Cohort, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="cannot be shared evenly by 3 workers"):
+        train(SHORT, digits, storage_path=str(tmp_path), name="odd", crew=Crew(workers=3))
+
+
+def test_intensities_are_those_of_the_training_cases(digits: Cohort) -> None:
+    task = task_of(SHORT, digits)
+    rows = digits.split("train").cases
+    assert task.mean == pytest.approx((sum(row.mean[0] for row in rows) / 4,))
