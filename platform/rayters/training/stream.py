@@ -35,7 +35,7 @@ from ray.train import DataConfig
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from casebook import Cohort
-from rayters.patches.batches import batches
+from rayters.patches.batches import Arrived, batches
 from rayters.patches.plan import BlockTask, plan_epoch
 from rayters.patches.read import Block, read_block
 from rayters.patches.sampling import Sampling
@@ -197,7 +197,7 @@ def stream_batches(
     share = Share(plan=plan, rank=place.rank, world=place.world, batch_size=batch_size)
     ray.get(board().post.remote(place, Wish(epoch=epoch, first_batch=first_batch, batch_size=batch_size)))
     blocks = shard.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=prefetch_blocks)
-    yield from batches(share, blocks, first_batch)
+    yield from batches(share, (Arrived(columns=block) for block in blocks), first_batch)
 
 
 class PatchSource(Datasource):
