@@ -1,6 +1,6 @@
 """Batches from blocks: the same code behind every transport, so that each gives the same batches in the same order."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
@@ -12,6 +12,7 @@ from casebook import Cohort
 from rayters.patches.ahead import map_ahead
 from rayters.patches.plan import plan_epoch
 from rayters.patches.read import Block, fetch_block
+from rayters.patches.resume import Leg, rest_of
 from rayters.patches.sampling import Sampling
 from rayters.patches.share import Group, Share
 from rayters.patches.view import Request
@@ -28,13 +29,15 @@ def local_batches(
     rank: int = 0,
     world: int = 1,
     first_batch: int = 0,
+    done: Sequence[Leg] = (),
     threads: int = 0,
 ) -> Iterator[Block]:
     """The batches of one worker and epoch, read in this process: columns as read_block, (B, ...), from ``first_batch`` on.
 
+    done: legs of this epoch that other numbers of workers have run before; batches count from the last of them.
     threads: 0 reads when a batch is asked for; more read blocks ahead while batches are used.
     """
-    plan = plan_epoch(cohort, request, sampling, seed=seed, epoch=epoch)
+    plan = rest_of(plan_epoch(cohort, request, sampling, seed=seed, epoch=epoch), done)
     share = Share(plan=plan, rank=rank, world=world, batch_size=batch_size)
     tasks = (task for group in share.groups(first_batch) for task in group.tasks)
     read = partial(fetch_block, request=request, border=sampling.border)

@@ -18,7 +18,7 @@ unequal size is nobody's plan; and one coordinator is a bottleneck for many work
 integers, epoch and batch, say exactly what has been seen.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any, Literal
@@ -38,6 +38,7 @@ from casebook import Cohort
 from rayters.patches.batches import Arrived, batches
 from rayters.patches.plan import BlockTask, plan_epoch
 from rayters.patches.read import Block, read_block
+from rayters.patches.resume import Leg, rest_of
 from rayters.patches.sampling import Sampling
 from rayters.patches.share import Share
 from rayters.patches.view import Request
@@ -74,6 +75,7 @@ class Wish:
     epoch: int
     first_batch: int
     batch_size: int
+    done: tuple[Leg, ...]
 
 
 class Board:
@@ -183,21 +185,27 @@ def rank_shard(ds: Dataset, options: ExecutionOptions) -> DataIterator:
 
 
 def stream_batches(
-    shard: DataIterator | Dataset, *, batch_size: int, epoch: int, first_batch: int = 0, prefetch_blocks: int = 2
+    shard: DataIterator | Dataset, *, batch_size: int, epoch: int, first_batch: int = 0, done: Sequence[Leg] = (), prefetch_blocks: int = 2
 ) -> Iterator[Block]:
     """The batches of this worker's share of an epoch, from ``first_batch`` on; the same as local_batches gives.
 
-    shard: train.get_dataset_shard(...), or without a trainer what open_stream returned.
+    shard: train.get_dataset_shard(...), or without a trainer what open_stream returned. done: see resume.Leg.
     """
     if isinstance(shard, Dataset):
         shard = rank_shard(shard, ExecutionOptions())
     place = shard.get_context().get_config(PLACE)
-    source = source_of(place)
-    plan = plan_epoch(source.cohort, source.request, source.sampling, seed=source.seed, epoch=epoch)
-    share = Share(plan=plan, rank=place.rank, world=place.world, batch_size=batch_size)
-    ray.get(board().post.remote(place, Wish(epoch=epoch, first_batch=first_batch, batch_size=batch_size)))
+    wish = Wish(epoch=epoch, first_batch=first_batch, batch_size=batch_size, done=tuple(done))
+    share = share_of(place, wish)
+    ray.get(board().post.remote(place, wish))
     blocks = shard.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=prefetch_blocks)
     yield from batches(share, (Arrived(columns=block) for block in blocks), first_batch)
+
+
+def share_of(place: Place, wish: Wish) -> Share:
+    """What the worker and the Datasource both compute, each for itself."""
+    source = source_of(place)
+    plan = plan_epoch(source.cohort, source.request, source.sampling, seed=source.seed, epoch=wish.epoch)
+    return Share(plan=rest_of(plan, wish.done), rank=place.rank, world=place.world, batch_size=wish.batch_size)
 
 
 class PatchSource(Datasource):
@@ -222,9 +230,7 @@ class PatchSource(Datasource):
             raise RuntimeError(
                 "nobody said which epoch to read: iterate a patch stream with stream_batches(shard, epoch=...)"
             )
-        source = source_of(self.place)
-        plan = plan_epoch(source.cohort, source.request, source.sampling, seed=source.seed, epoch=wish.epoch)
-        share = Share(plan=plan, rank=self.place.rank, world=self.place.world, batch_size=wish.batch_size)
+        source, share = source_of(self.place), share_of(self.place, wish)
         return [
             read_task(task, source.request, source.sampling.border, self.bytes_per_patch)
             for group in share.groups(wish.first_batch)
