@@ -36,6 +36,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from casebook import Cohort
 from rayters.patches.batches import Arrived, batches
+from rayters.patches.memory import refuse_if_over, stream_memory
 from rayters.patches.plan import BlockTask, plan_epoch
 from rayters.patches.read import Block, read_block
 from rayters.patches.resume import Leg, rest_of
@@ -142,11 +143,14 @@ def open_stream(
 def dataset_for(place: Place, node: str | None) -> Dataset:
     """The Dataset of one rank: ordered, one block for each task, read on ``node`` if there is a choice."""
     source = source_of(place)
+    memory = stream_memory(source.cohort, source.request, source.sampling, batch_size=1)
+    available = int(ray.cluster_resources().get("object_store_memory", 0))
+    refuse_if_over(place.world * memory.store, available, "Ray's object store", source.sampling)
     strategy: Any = "SPREAD"
     if node is not None and place.locality == "node":
         strategy = NodeAffinitySchedulingStrategy(node, soft=True)
     ds = ray.data.read_datasource(
-        PatchSource(place, patch_bytes(source), estimated_patches(source) // place.world),
+        PatchSource(place, memory.patch, estimated_patches(source) // place.world),
         override_num_blocks=1,  # the plan knows how many; without this, Ray splits blocks up
         ray_remote_args={"num_cpus": place.cpus_per_read, "scheduling_strategy": strategy},
     )
@@ -259,15 +263,6 @@ def table(block: Block) -> pa.Table:
         k: ArrowTensorArray.from_numpy(np.ascontiguousarray(v)) if v.ndim > 1 else pa.array(v) for k, v in block.items()
     }
     return pa.table(columns)
-
-
-def patch_bytes(source: Source) -> int:
-    """Bytes of one patch as it leaves a read task: views in their stored dtype, labels uint8, and the identity columns."""
-    row, request = source.cohort.cases[0], source.request
-    pixels = prod(request.views[0].size_px)
-    image = len(request.views) * row.channels * pixels * np.dtype(row.dtype).itemsize
-    labels = len(request.annotators) * prod(request.target.size_px)
-    return image + labels + 8 * (2 + len(row.shape))
 
 
 def estimated_patches(source: Source) -> int:
