@@ -86,14 +86,14 @@ def test_jittered_patches_lie_inside_their_case_and_are_as_many_as_asked() -> No
     assert plan.num_patches == 203
     for task in plan.tasks:
         assert (task.origins_px0 >= 0).all()
-        assert (task.origins_px0 + (32, 48) <= task.row.shape).all()
+        assert (np.add(task.origins_px0, (32, 48)) <= task.row.shape).all()
 
 
 def test_the_patches_of_a_task_touch_the_chunks_of_one_block_only() -> None:
     sampling = Sampling(patches_per_epoch=400, patches_per_block=8, block_px=128)
     plan = plan_epoch(SLIDES, request_of(32, 48), sampling, seed=0, epoch=0)
     for task in plan.tasks:
-        low, high = task.origins_px0.min(axis=0) // 64, (task.origins_px0.max(axis=0) + (31, 47)) // 64
+        low, high = task.origins_px0.min(axis=0) // 64, np.add(task.origins_px0.max(axis=0), (31, 47)) // 64
         assert (
             high - low + 1 <= 3
         ).all()  # two chunks, or three where a sliver at the case's edge joined its neighbour
@@ -163,7 +163,7 @@ def test_shares_are_the_whole_epoch_once_and_equally_many_batches(
     sampling = Sampling(patches_per_epoch=patches, patches_per_block=per_block, mix_blocks=mix, block_px=64)
     plan = plan_epoch(SLIDES, request_of(32, 32), sampling, seed=seed, epoch=0)
     shares = identities(plan, batch_size, world)
-    assert sorted(sum(shares, [])) == plan.patches.tolist()
+    assert sorted(np.concatenate(shares)) == plan.patches.tolist()
     for rank, share in enumerate(shares):
         cut = Share(plan=plan, rank=rank, world=world, batch_size=batch_size)
         bounds = [cut.batch_start(b) for b in range(cut.num_batches + 1)]

@@ -6,12 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-
 import ray
-from casebook import Cohort, Layer, describe_case, write_case
 from ray.train import RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
+from casebook import Cohort, Layer, describe_case, write_case
 from rayters.patches.batches import local_batches
 from rayters.patches.sampling import Sampling
 from rayters.patches.view import Request, View
@@ -52,9 +51,7 @@ def test_ray_gives_the_batches_that_a_plain_loop_gives(
 ) -> None:
     ds = open_stream(cohort, REQUEST, SAMPLING, seed=3)
     ours = list(stream_batches(ds, batch_size=16, epoch=epoch, first_batch=first_batch))
-    plain = list(
-        local_batches(cohort, REQUEST, SAMPLING, batch_size=16, seed=3, epoch=epoch, first_batch=first_batch)
-    )
+    plain = list(local_batches(cohort, REQUEST, SAMPLING, batch_size=16, seed=3, epoch=epoch, first_batch=first_batch))
     assert len(ours) == len(plain) == 10 - first_batch
     assert all(same(a, b) for a, b in zip(ours, plain, strict=True))
 
@@ -84,14 +81,16 @@ def save(train: Any, notes: Path, rank: int, epoch: int, batch: int, data: dict[
     """Trains a step, as it were: what a checkpoint has made lasting is noted under the place it was trained at."""
     folder = notes / f"step-{rank}-{epoch}-{batch}"
     folder.mkdir(exist_ok=True)
-    np.save(folder / "patches.npy", data["patch"])  # a step trained again after the kill overwrites its note, so must agree
+    np.save(
+        folder / "patches.npy", data["patch"]
+    )  # a step trained again after the kill overwrites its note, so must agree
     (folder / "place").write_text(f"{epoch} {batch + 1}")
-    train.report({"epoch": epoch, "batch": batch}, checkpoint=train.Checkpoint.from_directory(str(folder)) if rank == 0 else None)
+    train.report(
+        {"epoch": epoch, "batch": batch}, checkpoint=train.Checkpoint.from_directory(str(folder)) if rank == 0 else None
+    )
 
 
-def test_a_killed_worker_neither_repeats_nor_loses_a_patch(
-    ray_session: None, cohort: Cohort, tmp_path: Path
-) -> None:
+def test_a_killed_worker_neither_repeats_nor_loses_a_patch(ray_session: None, cohort: Cohort, tmp_path: Path) -> None:
     ds = open_stream(cohort, REQUEST, SAMPLING, seed=3)
     notes = tmp_path / "notes"
     notes.mkdir()

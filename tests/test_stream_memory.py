@@ -3,8 +3,8 @@
 from dataclasses import replace
 
 import pytest
-from casebook import CaseRow, Cohort
 
+from casebook import CaseRow, Cohort
 from rayters.patches.memory import box_bytes, refuse_if_over, stream_memory
 from rayters.patches.sampling import Sampling
 from rayters.patches.view import Request, View
@@ -29,7 +29,9 @@ def test_every_term_is_a_product_of_shapes() -> None:
     sampling = Sampling(patches_per_epoch=1000, patches_per_block=16, mix_blocks=8)
     memory = stream_memory(COHORT, request, sampling, batch_size=32, reads=2, threads=2)
     patch = 2 * 3 * 256 * 256 + 2 * 256 * 256 + 32  # views + labels + four int64
-    box = 3 * 2304**2 + 3 * 1280**2 + 2 * 2304**2  # block 2048 and a target; half of it, and the wide view's margin; labels
+    box = (
+        3 * 2304**2 + 3 * 1280**2 + 2 * 2304**2
+    )  # block 2048 and a target; half of it, and the wide view's margin; labels
     assert memory.patch == patch
     assert memory.boxes == box
     assert memory.block == 16 * patch

@@ -76,7 +76,12 @@ def test_the_mirror_stands_on_the_border_pixel_and_reflects_again_and_again() ->
 
 
 @settings(max_examples=80, deadline=None)
-@given(st.lists(st.integers(-80, 90), min_size=1, max_size=4), st.integers(1, 60), st.sampled_from([1.0, 2.0, 4.0]), st.integers(8, 70))
+@given(
+    st.lists(st.integers(-80, 90), min_size=1, max_size=4),
+    st.integers(1, 60),
+    st.sampled_from([1.0, 2.0, 4.0]),
+    st.integers(8, 70),
+)
 def test_the_hull_holds_every_pixel_and_every_mirrored_pixel_of_every_window(
     origins: list[int], extent: int, down: float, field: int
 ) -> None:

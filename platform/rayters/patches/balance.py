@@ -13,9 +13,9 @@ from math import prod
 from typing import Literal
 
 import numpy as np
-from casebook import CaseRow, Cohort
 from numpy.typing import NDArray
 
+from casebook import CaseRow, Cohort
 from rayters.patches.blocks import BlockGrid
 
 EASY_SHARE = 0.25  # of the patches, when disagreement decides about the rest
@@ -76,7 +76,9 @@ def block_weights(grid: BlockGrid, row: CaseRow, cells: Cells) -> NDArray[np.flo
     """Weight of each block, in block order: of each cell the part that lies in it."""
     out = cells
     for axis, (seams, side) in enumerate(zip(grid.seams_px0, row.block_px, strict=True)):
-        out = np.moveaxis(np.tensordot(overlap(seams, side, cells.shape[axis], row.shape[axis]), out, axes=(1, axis)), 0, axis)
+        out = np.moveaxis(
+            np.tensordot(overlap(seams, side, cells.shape[axis], row.shape[axis]), out, axes=(1, axis)), 0, axis
+        )
     return out.reshape(-1)
 
 
@@ -110,5 +112,7 @@ def origins_by_cell(
         past = np.minimum((drawn[axis] + 1) * row.block_px[axis], stop)
         middle = rng.integers(first, past)
         room = stop - start - extent
-        columns.append(np.clip(middle - extent // 2, start, stop - extent) if room >= 0 else np.full(number, start + room // 2))
+        columns.append(
+            np.clip(middle - extent // 2, start, stop - extent) if room >= 0 else np.full(number, start + room // 2)
+        )
     return np.stack(columns, axis=-1).astype(np.int64)

@@ -39,8 +39,13 @@ def local_batches(
     """
     plan = rest_of(plan_epoch(cohort, request, sampling, seed=seed, epoch=epoch), done)
     share = Share(plan=plan, rank=rank, world=world, batch_size=batch_size)
+    yield from own_batches(share, request, sampling.border, first_batch=first_batch, threads=threads)
+
+
+def own_batches(share: Share, request: Request, border: str, *, first_batch: int, threads: int) -> Iterator[Block]:
+    """The batches of a share, read in this process."""
     tasks = (task for group in share.groups(first_batch) for task in group.tasks)
-    read = partial(fetch_block, request=request, border=sampling.border)
+    read = partial(fetch_block, request=request, border=border)
     yield from batches(share, map_ahead(read, tasks, threads=threads, ahead=2 * threads), first_batch)
 
 

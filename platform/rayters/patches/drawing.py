@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from math import prod
 
 import numpy as np
-from casebook import CaseRow, Cohort
 from numpy.typing import NDArray
 
+from casebook import CaseRow, Cohort
 from rayters.patches.balance import Cells, block_weights, cell_weights, origins_by_cell
 from rayters.patches.blocks import BlockGrid, block_grid, block_size_px0, chunk_size_px0
 from rayters.patches.jitter import Axis, origins_in

@@ -11,14 +11,16 @@ from dataclasses import dataclass
 from math import ceil, prod
 
 import numpy as np
-from casebook import CaseRow, Cohort
 
+from casebook import CaseRow, Cohort
 from rayters.patches.blocks import block_size_px0
 from rayters.patches.sampling import Sampling
 from rayters.patches.view import Request, View
 
 BATCHES = 3  # the one in use, the one being filled, and the one that the device is still copying
-AHEAD_OF_WORKER = 4  # blocks that Ray keeps ready for each worker: prefetch_blocks, and those in the coordinator's hands
+AHEAD_OF_WORKER = (
+    4  # blocks that Ray keeps ready for each worker: prefetch_blocks, and those in the coordinator's hands
+)
 
 
 @dataclass(frozen=True, kw_only=True)

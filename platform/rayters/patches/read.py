@@ -11,9 +11,9 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from casebook import IGNORE, Case, open_case
 from numpy.typing import NDArray
 
+from casebook import IGNORE, Case, open_case
 from rayters.patches.plan import BlockTask
 from rayters.patches.view import Request
 from rayters.patches.window import Windows, downsampling, level_for, mirrored, windows

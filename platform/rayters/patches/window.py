@@ -49,7 +49,8 @@ class Span:
         if self.exact:
             return self.covered()
         ratio = self.extent / self.size
-        return np.floor(self.start + (np.arange(self.size) + 0.5) * ratio + EXACT).astype(np.int64)
+        middles = self.start + (np.arange(self.size) + 0.5) * ratio
+        return np.asarray(np.floor(middles + EXACT), dtype=np.int64)
 
 
 @lru_cache(maxsize=1024)
@@ -136,7 +137,7 @@ class Windows:
             yield from (None for _ in self.starts)
             return
         first, past = self.touched()
-        inside = ((first >= 0) & (past <= np.asarray(shape))).all(axis=1)
+        inside = np.all((first >= 0) & (past <= np.asarray(shape)), axis=1)
         for ok, start in zip(inside.tolist(), (first - np.asarray(low)).tolist(), strict=True):
             yield tuple(slice(i, i + n) for i, n in zip(start, self.sizes, strict=True)) if ok else None
 
@@ -157,4 +158,4 @@ def mirrored(index: NDArray[np.int64], extent: int) -> NDArray[np.int64]:
         return np.zeros_like(index)
     period = 2 * (extent - 1)
     folded = np.mod(index, period)
-    return np.minimum(folded, period - folded)
+    return np.asarray(np.minimum(folded, period - folded), dtype=np.int64)

@@ -7,8 +7,8 @@ from tqdm import tqdm
 from casebook import Cohort
 from rayters.patches.batches import local_batches
 from rayters.patches.plan import plan_epoch
-from rayters.patches.share import Share
 from rayters.patches.sampling import Sampling
+from rayters.patches.share import Share
 from rayters.training.loop import Epoch, Stream, fit
 from rayters.training.model import Model, save_model
 from rayters.training.observers import Bar, Everyone, TensorBoard

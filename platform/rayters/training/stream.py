@@ -35,7 +35,7 @@ from ray.train import DataConfig
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from casebook import Cohort
-from rayters.patches.batches import Arrived, batches
+from rayters.patches.batches import Arrived, batches, own_batches
 from rayters.patches.memory import refuse_if_over, stream_memory
 from rayters.patches.plan import BlockTask, plan_epoch
 from rayters.patches.read import Block, read_block
@@ -104,8 +104,7 @@ _boards: list[Any] = []  # the first handle on a named actor keeps it alive: non
 
 
 def board() -> Any:
-    handle = ray.remote(Board).options(name=BOARD, get_if_exists=True, num_cpus=0).remote()
-    return handle
+    return ray.remote(Board).options(name=BOARD, get_if_exists=True, num_cpus=0).remote()
 
 
 _sources: dict[str, Source] = {}  # this process's copy of each stream's source
@@ -144,12 +143,12 @@ def dataset_for(place: Place, node: str | None) -> Dataset:
     """The Dataset of one rank: ordered, one block for each task, read on ``node`` if there is a choice."""
     source = source_of(place)
     memory = stream_memory(source.cohort, source.request, source.sampling, batch_size=1)
-    available = int(ray.cluster_resources().get("object_store_memory", 0))
+    available = int(ray.cluster_resources().get("object_store_memory", 0))  # type: ignore[no-untyped-call]
     refuse_if_over(place.world * memory.store, available, "Ray's object store", source.sampling)
     strategy: Any = "SPREAD"
     if node is not None and place.locality == "node":
         strategy = NodeAffinitySchedulingStrategy(node, soft=True)
-    ds = ray.data.read_datasource(
+    ds: Dataset = ray.data.read_datasource(
         PatchSource(place, memory.patch, estimated_patches(source) // place.world),
         override_num_blocks=1,  # the plan knows how many; without this, Ray splits blocks up
         ray_remote_args={"num_cpus": place.cpus_per_read, "scheduling_strategy": strategy},
@@ -174,7 +173,7 @@ class StreamConfig(DataConfig):
         ours = {name: ds for name, ds in datasets.items() if ds.context.get_config(PLACE) is not None}
         others = {name: ds for name, ds in datasets.items() if name not in ours}
         shards = super().configure(others, world_size, worker_handles, worker_node_ids, **kwargs)
-        nodes = worker_node_ids or [None] * world_size
+        nodes: list[str | None] = [*worker_node_ids] if worker_node_ids else [None] * world_size
         for name, ds in ours.items():
             for rank, node in enumerate(nodes):
                 place = replace(ds.context.get_config(PLACE), rank=rank, world=world_size)
@@ -189,19 +188,33 @@ def rank_shard(ds: Dataset, options: ExecutionOptions) -> DataIterator:
 
 
 def stream_batches(
-    shard: DataIterator | Dataset, *, batch_size: int, epoch: int, first_batch: int = 0, done: Sequence[Leg] = (), prefetch_blocks: int = 2
+    shard: DataIterator | Dataset,
+    *,
+    batch_size: int,
+    epoch: int,
+    first_batch: int = 0,
+    done: Sequence[Leg] = (),
+    threads: int = 0,
+    prefetch_blocks: int = 2,
 ) -> Iterator[Block]:
     """The batches of this worker's share of an epoch, from ``first_batch`` on; the same as local_batches gives.
 
-    shard: train.get_dataset_shard(...), or without a trainer what open_stream returned. done: see resume.Leg.
+    shard: train.get_dataset_shard(...), or without a trainer what open_stream returned.
+    done: legs of the epoch that were run by another number of workers, see resume.Leg.
+    threads: 0 reads in tasks on the cluster. More: the worker reads for itself in so many threads and leaves the object store out,
+        which is faster where the worker's own node has cores to spare (docs/results/stream.md).
     """
     if isinstance(shard, Dataset):
         shard = rank_shard(shard, ExecutionOptions())
     place = shard.get_context().get_config(PLACE)
     wish = Wish(epoch=epoch, first_batch=first_batch, batch_size=batch_size, done=tuple(done))
-    share = share_of(place, wish)
+    share, source = share_of(place, wish), source_of(place)
+    if threads:
+        yield from own_batches(share, source.request, source.sampling.border, first_batch=first_batch, threads=threads)
+        return
     ray.get(board().post.remote(place, wish))
-    blocks = shard.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=prefetch_blocks)
+    # None means whole blocks; Ray's annotation does not know
+    blocks = shard.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=prefetch_blocks)  # type: ignore[arg-type]
     yield from batches(share, (Arrived(columns=block) for block in blocks), first_batch)
 
 
@@ -216,7 +229,7 @@ class PatchSource(Datasource):
     """Patches as a Ray Datasource: one read task for each block of the plan of the epoch that the worker asked for."""
 
     def __init__(self, place: Place, bytes_per_patch: int, patches: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.place = place
         self.bytes_per_patch = bytes_per_patch
         self.patches = patches
