@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 
 from casebook import CaseRow, Cohort
 from rayters.patches.blocks import block_grid, block_size_px0
-from rayters.patches.plan import EpochPlan, draw, plan_epoch
+from rayters.patches.drawing import draw
+from rayters.patches.plan import EpochPlan, plan_epoch, plan_grid
+from rayters.patches.resume import Leg, rest_of
 from rayters.patches.sampling import Sampling
 from rayters.patches.share import Share
 from rayters.patches.view import Request, View
@@ -84,14 +86,14 @@ def test_jittered_patches_lie_inside_their_case_and_are_as_many_as_asked() -> No
     assert plan.num_patches == 203
     for task in plan.tasks:
         assert (task.origins_px0 >= 0).all()
-        assert (task.origins_px0 + (32, 48) <= task.row.shape).all()
+        assert (np.add(task.origins_px0, (32, 48)) <= task.row.shape).all()
 
 
 def test_the_patches_of_a_task_touch_the_chunks_of_one_block_only() -> None:
     sampling = Sampling(patches_per_epoch=400, patches_per_block=8, block_px=128)
     plan = plan_epoch(SLIDES, request_of(32, 48), sampling, seed=0, epoch=0)
     for task in plan.tasks:
-        low, high = task.origins_px0.min(axis=0) // 64, (task.origins_px0.max(axis=0) + (31, 47)) // 64
+        low, high = task.origins_px0.min(axis=0) // 64, np.add(task.origins_px0.max(axis=0), (31, 47)) // 64
         assert (
             high - low + 1 <= 3
         ).all()  # two chunks, or three where a sliver at the case's edge joined its neighbour
@@ -161,7 +163,7 @@ def test_shares_are_the_whole_epoch_once_and_equally_many_batches(
     sampling = Sampling(patches_per_epoch=patches, patches_per_block=per_block, mix_blocks=mix, block_px=64)
     plan = plan_epoch(SLIDES, request_of(32, 32), sampling, seed=seed, epoch=0)
     shares = identities(plan, batch_size, world)
-    assert sorted(sum(shares, [])) == plan.patches.tolist()
+    assert sorted(np.concatenate(shares)) == plan.patches.tolist()
     for rank, share in enumerate(shares):
         cut = Share(plan=plan, rank=rank, world=world, batch_size=batch_size)
         bounds = [cut.batch_start(b) for b in range(cut.num_batches + 1)]
@@ -204,3 +206,74 @@ def test_what_cannot_be_planned_is_refused_with_a_remedy() -> None:
     plan = plan_epoch(SLIDES, request_of(32, 32), Sampling(patches_per_epoch=2), seed=0, epoch=0)
     with pytest.raises(ValueError, match="2 patches for 3 workers"):
         Share(plan=plan, rank=0, world=3, batch_size=1)
+
+
+def test_a_grid_with_overlap_covers_every_pixel_in_order_and_none_needlessly_often() -> None:
+    plan = plan_grid(SLIDES, request_of(32, 48), Sampling(block_px=64), overlap_px0=(8, 16))
+    for index in range(2):
+        count = coverage(plan, index, (32, 48))
+        assert count.min() == 1
+        assert count.max() <= 4
+    assert identities(plan, 4, 1)[0] == plan.patches.tolist()
+    assert (np.diff(plan.case) >= 0).all()
+    with pytest.raises(ValueError, match="overlap less"):
+        plan_grid(SLIDES, request_of(32, 48), Sampling(), overlap_px0=(32, 0))
+
+
+# 4 x 2 cells of 64 px; class 1 lies in one cell, and the annotators differ in another one only
+LOPSIDED = row(
+    "lopsided", (256, 128), (32, 32),
+    foreground=((4096,) * 7 + (4000,), (0,) * 7 + (96,)), disagreement=(0, 0, 7, 0, 0, 0, 0, 0),
+)  # fmt: skip
+
+
+def middles(balance: str, patches: int = 2000) -> np.ndarray:
+    sampling = Sampling(patches_per_epoch=patches, patches_per_block=2, block_px=64, balance=balance)
+    plan = plan_epoch(cohort(LOPSIDED), request_of(16, 16), sampling, seed=0, epoch=0)
+    assert (plan.origins_px0 >= 0).all()
+    assert (plan.origins_px0 + 16 <= (256, 128)).all()
+    return (plan.origins_px0 + 8) // 64 @ np.array([2, 1])  # the cell that the middle of each patch lies in
+
+
+def test_class_balance_gives_a_rare_class_as_many_patches_as_a_common_one() -> None:
+    assert (middles("class") == 7).mean() == pytest.approx(0.5 + 0.5 * 4000 / 32672, abs=0.03)
+
+
+def test_disagreement_draws_three_quarters_from_disputed_places_and_the_rest_anywhere() -> None:
+    cell = middles("disagreement")
+    assert (cell == 2).mean() == pytest.approx(0.75 + 0.25 / 8, abs=0.03)
+    assert len(set(cell)) == 8
+
+
+def test_balance_without_counts_is_refused() -> None:
+    with pytest.raises(ValueError, match="write the cohort anew"):
+        plan_epoch(SLIDES, request_of(32, 32), Sampling(patches_per_epoch=4, balance="class"), seed=0, epoch=0)
+    with pytest.raises(ValueError, match="patches_per_epoch"):
+        Sampling(balance="class")
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    legs=st.lists(st.tuples(st.integers(1, 4), st.integers(1, 6), st.integers(0, 4)), max_size=3),
+    world=st.integers(1, 3), mix=st.integers(1, 4),
+)  # fmt: skip
+def test_after_any_change_of_the_number_of_workers_each_patch_has_been_seen_once(
+    legs: list[tuple[int, int, int]], world: int, mix: int
+) -> None:
+    sampling = Sampling(patches_per_epoch=97, patches_per_block=5, mix_blocks=mix, block_px=64)
+    plan = plan_epoch(SLIDES, request_of(32, 32), sampling, seed=1, epoch=4)
+    seen: list[int] = []
+    done: list[Leg] = []
+    for workers, batch_size, batches in legs:
+        rest = rest_of(plan, done)
+        for rank, order in enumerate(identities(rest, batch_size, workers)):
+            seen += order[: Share(plan=rest, rank=rank, world=workers, batch_size=batch_size).batch_start(batches)]
+        done.append(Leg(world=workers, batch_size=batch_size, batches=batches))
+        if len(seen) == 97:
+            with pytest.raises(ValueError, match="complete"):
+                rest_of(plan, done)
+            return
+    if 97 - len(seen) >= world:
+        for order in identities(rest_of(plan, done), 4, world):
+            seen += order
+        assert sorted(seen) == plan.patches.tolist()

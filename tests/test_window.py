@@ -2,9 +2,11 @@
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from rayters.patches.view import View
-from rayters.patches.window import Span, downsampling, level_for, mirrored, spans
+from rayters.patches.window import Span, downsampling, level_for, mirrored, windows
 
 PYRAMID = ((1000, 800), (500, 400), (250, 200))
 
@@ -36,7 +38,7 @@ def test_odd_sides_do_not_bend_the_grid() -> None:
 
 def test_all_views_share_the_centre_of_the_target() -> None:
     target, wide = view(64, 64), view(64, 256)
-    (y, x) = spans(wide, target, np.array([100, 200]), (4.0, 4.0))
+    y, x = windows(wide, target, np.array([[100, 200]]), (4.0, 4.0)).spans(0)
     assert (y.start, y.extent, y.size) == ((100 + 32 - 128) / 4, 64, 64)
     assert x.start * 4 + 128 == 200 + 32
 
@@ -71,3 +73,24 @@ def test_labels_take_the_pixel_under_the_middle() -> None:
 def test_the_mirror_stands_on_the_border_pixel_and_reflects_again_and_again() -> None:
     assert mirrored(np.arange(-3, 6), 3).tolist() == [1, 2, 1, 0, 1, 2, 1, 0, 1]
     assert mirrored(np.arange(-2, 3), 1).tolist() == [0, 0, 0, 0, 0]
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    st.lists(st.integers(-80, 90), min_size=1, max_size=4),
+    st.integers(1, 60),
+    st.sampled_from([1.0, 2.0, 4.0]),
+    st.integers(8, 70),
+)
+def test_the_hull_holds_every_pixel_and_every_mirrored_pixel_of_every_window(
+    origins: list[int], extent: int, down: float, field: int
+) -> None:
+    target, wide = View(size_px=(8,), field_of_view_px0=(8,)), View(size_px=(8,), field_of_view_px0=(field,))
+    each = windows(wide, target, np.array(origins)[:, None], (down,))
+    (low,), (high,) = each.hull((extent,))
+    assert 0 <= low < high <= extent
+    for patch in range(len(origins)):
+        (span,) = each.spans(patch)
+        seen = mirrored(span.covered(), extent)
+        assert low <= seen.min()
+        assert seen.max() < high

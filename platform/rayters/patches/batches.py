@@ -1,14 +1,18 @@
 """Batches from blocks: the same code behind every transport, so that each gives the same batches in the same order."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from casebook import Cohort
+from rayters.patches.ahead import map_ahead
 from rayters.patches.plan import plan_epoch
-from rayters.patches.read import Block, read_block
+from rayters.patches.read import Block, fetch_block
+from rayters.patches.resume import Leg, rest_of
 from rayters.patches.sampling import Sampling
 from rayters.patches.share import Group, Share
 from rayters.patches.view import Request
@@ -25,15 +29,54 @@ def local_batches(
     rank: int = 0,
     world: int = 1,
     first_batch: int = 0,
+    done: Sequence[Leg] = (),
+    threads: int = 0,
 ) -> Iterator[Block]:
-    """The batches of one worker and epoch, read in this thread: columns as read_block, (B, ...), from ``first_batch`` on."""
-    plan = plan_epoch(cohort, request, sampling, seed=seed, epoch=epoch)
+    """The batches of one worker and epoch, read in this process: columns as read_block, (B, ...), from ``first_batch`` on.
+
+    done: legs of this epoch that other numbers of workers have run before; batches count from the last of them.
+    threads: 0 reads when a batch is asked for; more read blocks ahead while batches are used.
+    """
+    plan = rest_of(plan_epoch(cohort, request, sampling, seed=seed, epoch=epoch), done)
     share = Share(plan=plan, rank=rank, world=world, batch_size=batch_size)
+    yield from own_batches(share, request, sampling.border, first_batch=first_batch, threads=threads)
+
+
+def own_batches(share: Share, request: Request, border: str, *, first_batch: int, threads: int) -> Iterator[Block]:
+    """The batches of a share, read in this process."""
     tasks = (task for group in share.groups(first_batch) for task in group.tasks)
-    yield from batches(share, map(partial(read_block, request=request, border=sampling.border), tasks), first_batch)
+    read = partial(fetch_block, request=request, border=border)
+    yield from batches(share, map_ahead(read, tasks, threads=threads, ahead=2 * threads), first_batch)
 
 
-def batches(share: Share, blocks: Iterable[Block], first_batch: int) -> Iterator[Block]:
+class Held(Protocol):
+    """A block in the hands of the worker, from which patches are copied into batches."""
+
+    @property
+    def patches(self) -> NDArray[np.int64]: ...
+    def empty(self, number: int) -> Block: ...
+    def copy_patch(self, row: int, batch: Block, place: int) -> None: ...
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Arrived:
+    """A block whose patches were cut where it was read."""
+
+    columns: Block
+
+    @property
+    def patches(self) -> NDArray[np.int64]:
+        return self.columns["patch"]
+
+    def empty(self, number: int) -> Block:
+        return {name: np.empty((number, *c.shape[1:]), dtype=c.dtype) for name, c in self.columns.items()}
+
+    def copy_patch(self, row: int, batch: Block, place: int) -> None:
+        for name, column in self.columns.items():
+            batch[name][place] = column[row]
+
+
+def batches(share: Share, blocks: Iterable[Held], first_batch: int) -> Iterator[Block]:
     """Cut the share's batches from its blocks, which must come in the order of the tasks of ``share.groups(first_batch)``."""
     rows = mixed_rows(share.groups(first_batch), iter(blocks))
     for batch in range(first_batch, share.num_batches):
@@ -41,7 +84,7 @@ def batches(share: Share, blocks: Iterable[Block], first_batch: int) -> Iterator
         yield gather([next(rows) for _ in range(size)])
 
 
-def mixed_rows(groups: Iterable[Group], blocks: Iterator[Block]) -> Iterator[tuple[Block, int]]:
+def mixed_rows(groups: Iterable[Group], blocks: Iterator[Held]) -> Iterator[tuple[Held, int]]:
     """(block, row) of each patch, in mixed order.
 
     Raises:
@@ -51,26 +94,22 @@ def mixed_rows(groups: Iterable[Group], blocks: Iterator[Block]) -> Iterator[tup
         held = []
         for task in group.tasks:
             block = next(blocks, None)
-            if block is None or not np.array_equal(block["patch"], task.patches):
-                seen = "the stream's end" if block is None else f"patches {block['patch'][:3]}..."
+            if block is None or not np.array_equal(block.patches, task.patches):
+                seen = "the stream's end" if block is None else f"patches {block.patches[:3]}..."
                 raise RuntimeError(
                     f"the stream is not in the order of its plan: expected patches {task.patches[:3]}... of case "
                     f"{task.row.case!r}, seen {seen}; hand the trainer dataset_config=StreamConfig()"
                 )
             held.append(block)
         ends = np.cumsum([0, *(len(task) for task in group.tasks)])
-        for place in group.order:
-            t = int(np.searchsorted(ends, place, side="right")) - 1
-            yield held[t], int(place - ends[t])
+        which = np.searchsorted(ends, group.order, side="right") - 1
+        for t, row in zip(which.tolist(), (group.order - ends[which]).tolist(), strict=True):
+            yield held[t], row
 
 
-def gather(rows: list[tuple[Block, int]]) -> Block:
+def gather(rows: list[tuple[Held, int]]) -> Block:
     """One batch from rows of several blocks: one copy of every patch, into memory of the batch's own."""
-    first = rows[0][0]
-    out: Block = {}
-    for name, column in first.items():
-        to: NDArray[np.generic] = np.empty((len(rows), *column.shape[1:]), dtype=column.dtype)
-        for place, (block, row) in enumerate(rows):
-            to[place] = block[name][row]
-        out[name] = to
-    return out
+    batch = rows[0][0].empty(len(rows))
+    for place, (block, row) in enumerate(rows):
+        block.copy_patch(row, batch, place)
+    return batch

@@ -33,7 +33,7 @@ class Axis:
         first = np.maximum(origins + 1, self.field)
         last = np.minimum(origins + self.field - 1, self.extent - self.field)
         straddled = np.maximum(last // self.chunk - (first - 1) // self.chunk, 0)
-        return self.moves / np.maximum(self.moves - straddled, 1).astype(np.float64)
+        return np.asarray(self.moves / np.maximum(self.moves - straddled, 1), dtype=np.float64)
 
     def mass(self, lengths: NDArray[np.int64]) -> NDArray[np.float64]:
         """Sum of the weights in blocks of these lengths: the length, less where a block lies at an end of the case."""

@@ -5,22 +5,17 @@ computed from the plan by every process for itself, and nothing about the stream
 """
 
 from dataclasses import dataclass
-from functools import cached_property
-from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
 
 from casebook import CaseRow, Cohort
-from rayters.patches.blocks import BlockGrid, block_grid, block_size_px0, chunk_size_px0
-from rayters.patches.jitter import Axis, origins_in
+from rayters.patches.drawing import Drawn, jittered, side_by_side
 from rayters.patches.sampling import Sampling
-from rayters.patches.view import Request, View
+from rayters.patches.view import Request
 
-SEAMS = 0x5EA5  # a word of its own in the seed, apart from every epoch's
-EPOCH_BITS = (
-    40  # a patch's identity is (epoch << 40) + its place in the plan: unique over 8 million epochs of 10^12 patches
-)
+# a patch's identity is (epoch << 40) + its place in the plan: unique over 8 million epochs of 10^12 patches
+EPOCH_BITS = 40
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -48,25 +43,21 @@ class EpochPlan:
     """The blocks of an epoch in reading order, and the patches of each.
 
     case: (T,) int64 index into cohort.cases, per block. first: (T + 1,) int64, block t has patches first[t] .. first[t + 1] - 1.
-    origins_px0: (N, axes) int64, per patch.
+    origins_px0: (N, axes) int64, per patch. patches: (N,) int64, their identities, rising.
     """
 
     cohort: Cohort
     seed: int
     epoch: int
-    mix_blocks: int
+    mix_blocks: int  # 0: patches stay in their order
     case: NDArray[np.int64]
     first: NDArray[np.int64]
     origins_px0: NDArray[np.int64]
+    patches: NDArray[np.int64]
 
     @property
     def num_patches(self) -> int:
         return len(self.origins_px0)
-
-    @cached_property
-    def patches(self) -> NDArray[np.int64]:
-        """Identity of every patch, (N,) int64."""
-        return (np.int64(self.epoch) << EPOCH_BITS) + np.arange(self.num_patches, dtype=np.int64)
 
     @property
     def tasks(self) -> "tuple[BlockTask, ...]":
@@ -89,18 +80,40 @@ def plan_epoch(cohort: Cohort, request: Request, sampling: Sampling, *, seed: in
     """
     check(cohort, request)
     if sampling.patches_per_epoch is None:
-        case, origins = every_pixel_once(cohort, request.target, sampling, seed=seed, epoch=epoch)
+        drawn = side_by_side(cohort, request.target, sampling, request.target.field_of_view_px0)
+        drawn = drawn.take(np.random.default_rng([seed, epoch]).permutation(len(drawn.origins)))
     else:
-        case, origins = jittered(cohort, request.target, sampling, sampling.patches_per_epoch, seed=seed, epoch=epoch)
-    counts = np.asarray([len(o) for o in origins], dtype=np.int64)
+        drawn = jittered(cohort, request.target, sampling, sampling.patches_per_epoch, seed=seed, epoch=epoch)
+    return plan_of(cohort, drawn, seed=seed, epoch=epoch, mix_blocks=sampling.mix_blocks)
+
+
+def plan_grid(
+    cohort: Cohort, request: Request, sampling: Sampling, *, overlap_px0: tuple[int, ...] | None = None
+) -> EpochPlan:
+    """Targets over every pixel, neighbours sharing ``overlap_px0``, case after case, block after block: for inference.
+
+    Raises:
+        ValueError: as plan_epoch, and an overlap as wide as the target.
+    """
+    check(cohort, request)
+    field = request.target.field_of_view_px0
+    step = tuple(f - o for f, o in zip(field, overlap_px0 or tuple(0 for _ in field), strict=True))
+    if min(step) < 1:
+        raise ValueError(f"targets of {field} px0 cannot share {overlap_px0} px0 with their neighbours: overlap less")
+    return plan_of(cohort, side_by_side(cohort, request.target, sampling, step), seed=0, epoch=0, mix_blocks=0)
+
+
+def plan_of(cohort: Cohort, drawn: Drawn, *, seed: int, epoch: int, mix_blocks: int) -> EpochPlan:
+    counts = [len(origins) for origins in drawn.origins]
     return EpochPlan(
         cohort=cohort,
         seed=seed,
         epoch=epoch,
-        mix_blocks=sampling.mix_blocks,
-        case=case,
-        first=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
-        origins_px0=np.concatenate(origins),
+        mix_blocks=mix_blocks,
+        case=drawn.case,
+        first=np.cumsum([0, *counts], dtype=np.int64),
+        origins_px0=np.concatenate(drawn.origins),
+        patches=(np.int64(epoch) << EPOCH_BITS) + np.arange(sum(counts), dtype=np.int64),
     )
 
 
@@ -117,109 +130,3 @@ def check(cohort: Cohort, request: Request) -> None:
     for row in cohort.cases:
         if len(row.shape) != axes:
             raise ValueError(f"case {row.case!r} has axes {row.axes}, the views have {axes}: one cohort for each")
-
-
-def every_pixel_once(
-    cohort: Cohort, target: View, sampling: Sampling, *, seed: int, epoch: int
-) -> tuple[NDArray[np.int64], list[NDArray[np.int64]]]:
-    """Targets side by side from the first pixel on; the last of a row may reach beyond the case. Blocks come in random order.
-
-    Returns the case of each block, (T,), and the origins in it, T arrays (P, axes).
-    """
-    case: list[int] = []
-    origins: list[NDArray[np.int64]] = []
-    for index, row in enumerate(cohort.cases):
-        still = tuple(0 for _ in row.shape)
-        grid = block_grid(row, block_size_px0(row, target, sampling), still, least_px0=tuple(1 for _ in row.shape))
-        for block in range(len(grid)):
-            inside = [
-                np.arange(-(-low // field) * field, high, field, dtype=np.int64)
-                for low, high, field in zip(*grid.bounds(block), target.field_of_view_px0, strict=True)
-            ]
-            points = np.stack(np.meshgrid(*inside, indexing="ij"), axis=-1).reshape(-1, len(inside))
-            if len(points):
-                case.append(index)
-                origins.append(points)
-    order = np.random.default_rng([seed, epoch]).permutation(len(case))
-    return np.asarray(case, dtype=np.int64)[order], [origins[i] for i in order]
-
-
-def jittered(
-    cohort: Cohort, target: View, sampling: Sampling, patches: int, *, seed: int, epoch: int
-) -> tuple[NDArray[np.int64], list[NDArray[np.int64]]]:
-    """Blocks drawn by their size, and in each block targets anywhere: a case gets its share by area, its places are equally likely.
-
-    Returns as every_pixel_once.
-    """
-    axes = [jitter_axes(row, target, sampling) for row in cohort.cases]
-    moves = seam_moves(axes, seed, epoch)
-    cut = [moved_grid(row, of_case, target, move) for row, of_case, move in zip(cohort.cases, axes, moves, strict=True)]
-    case_of = np.repeat(np.arange(len(cut)), [len(grid) for grid in cut])
-    block_of = np.concatenate([np.arange(len(grid)) for grid in cut])
-    weight = np.concatenate(
-        [mass(grid, row, of_case) for grid, row, of_case in zip(cut, cohort.cases, axes, strict=True)]
-    )
-    rng = np.random.default_rng([seed, epoch])
-    drawn = draw(weight, -(-patches // sampling.patches_per_block), rng)
-    left, origins = patches, []
-    for place in drawn:
-        case = int(case_of[place])
-        low, high = cut[case].bounds(int(block_of[place]))
-        origins.append(origins_in(axes[case], low, high, min(sampling.patches_per_block, left), rng))
-        left -= len(origins[-1])
-    return case_of[drawn].astype(np.int64), origins
-
-
-def jitter_axes(row: CaseRow, target: View, sampling: Sampling) -> tuple[Axis, ...]:
-    side_px0 = block_size_px0(row, target, sampling)
-    chunk_px0 = chunk_size_px0(row, target)
-    return tuple(
-        Axis(extent=extent, chunk=chunk, field=field, moves=side // chunk)
-        for extent, chunk, field, side in zip(row.shape, chunk_px0, target.field_of_view_px0, side_px0, strict=True)
-    )
-
-
-def seam_moves(axes: list[tuple[Axis, ...]], seed: int, epoch: int) -> list[tuple[int, ...]]:
-    """Per case and axis, by how many chunks the seams are moved in this epoch.
-
-    From a start of each case's own they run through all combinations, so that after moves^axes epochs every one was used once:
-    drawn at random, a seam that happened to come up too often would stay visible for many epochs.
-    """
-    starts = np.random.default_rng([seed, SEAMS]).integers(1 << 20, size=(len(axes), len(axes[0])))
-    out = []
-    for of_case, start in zip(axes, starts, strict=True):
-        move, turn = [], epoch
-        for axis, first in zip(of_case, start, strict=True):
-            move.append((int(first) + turn) % axis.moves)
-            turn //= axis.moves
-        out.append(tuple(move))
-    return out
-
-
-def moved_grid(row: CaseRow, axes: tuple[Axis, ...], target: View, move: tuple[int, ...]) -> BlockGrid:
-    """The blocks of a case, the seams moved by whole chunks."""
-    side = tuple(axis.chunk * axis.moves for axis in axes)
-    shift = tuple(axis.chunk * m for axis, m in zip(axes, move, strict=True))
-    return block_grid(row, side, shift, least_px0=target.field_of_view_px0)
-
-
-def mass(grid: BlockGrid, row: CaseRow, axes: tuple[Axis, ...]) -> NDArray[np.float64]:
-    """How much of the epoch is each block's due, in block order, (len(grid),); the blocks of a case sum to its area."""
-    total = np.ones(())
-    for seams, axis in zip(grid.seams_px0, axes, strict=True):
-        total = np.multiply.outer(total, axis.mass(np.diff(np.asarray(seams, dtype=np.int64))))
-    return total.reshape(-1) * (prod(row.shape) / total.sum())
-
-
-def draw(weight: NDArray[np.float64], number: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """``number`` indices in random order, index i about number * weight[i] / sum(weight) times: off by less than one.
-
-    Systematic sampling over a random order: none twice before its share is due, so an epoch is spread over the cohort.
-    """
-    order = rng.permutation(len(weight))
-    edges = np.cumsum(weight[order])
-    if not edges[-1] > 0:
-        raise ValueError("nothing to draw from: every block has weight zero; choose balance='uniform'")
-    marks = (np.arange(number) + rng.random()) * (edges[-1] / number)
-    drawn = order[np.minimum(np.searchsorted(edges, marks, side="right"), len(order) - 1)]
-    return np.asarray(rng.permutation(drawn), dtype=np.int64)

@@ -1,7 +1,12 @@
-"""Read the patches of one block: every pyramid level once, all annotators' layers at once, and the stored dtype goes out."""
+"""Read one block: every pyramid level once, all annotators' layers at once, in the stored dtype; then cut its patches.
+
+Reading and cutting are apart, because who cuts decides what it costs. A read task cuts its patches, which then travel. A
+training worker that reads for itself cuts straight into the batch: each pixel is copied once after it was decoded.
+"""
 
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -10,12 +15,65 @@ from numpy.typing import NDArray
 
 from casebook import IGNORE, Case, open_case
 from rayters.patches.plan import BlockTask
-from rayters.patches.view import Request, View
-from rayters.patches.window import Span, downsampling, level_for, mirrored, spans
+from rayters.patches.view import Request
+from rayters.patches.window import Windows, downsampling, level_for, mirrored, windows
 
 Block = dict[str, NDArray[Any]]  # the columns of a batch: views, labels, patch, case, origin_px0
 
 _open = lru_cache(maxsize=256)(open_case)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Pixels:
+    """A decoded box of one level, and the windows of one view in it.
+
+    box: (C or A, *box), its first pixel is pixel ``low`` of a level of ``shape``. slices: per patch, None if it needs more than that.
+    """
+
+    box: NDArray[Any]
+    low: tuple[int, ...]
+    shape: tuple[int, ...]
+    windows: Windows
+    slices: tuple[tuple[slice, ...] | None, ...]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Fetched:
+    """A block that was read and not yet cut: one Pixels per view, and one for the labels."""
+
+    task: BlockTask
+    views: tuple[Pixels, ...]
+    labels: Pixels
+    border: str
+
+    @property
+    def patches(self) -> NDArray[np.int64]:
+        return self.task.patches
+
+    def empty(self, number: int) -> Block:
+        """Room for ``number`` patches."""
+        view, label = self.views[0], self.labels
+        sides = view.windows.sizes
+        return {
+            "views": np.empty((number, len(self.views), len(view.box), *sides), dtype=view.box.dtype),
+            "labels": np.empty((number, len(label.box), *label.windows.sizes), dtype=np.uint8),
+            "patch": np.empty(number, dtype=np.int64),
+            "case": np.empty(number, dtype=np.int64),
+            "origin_px0": np.empty((number, len(sides)), dtype=np.int64),
+        }
+
+    def copy_patch(self, row: int, batch: Block, place: int) -> None:
+        """Cut patch ``row`` of this block into row ``place`` of a batch."""
+        for number, view in enumerate(self.views):
+            where = view.slices[row]
+            batch["views"][place, number] = cut_image(view, row) if where is None else view.box[(slice(None), *where)]
+        where = self.labels.slices[row]
+        batch["labels"][place] = (
+            cut_labels(self.labels, row, self.border) if where is None else self.labels.box[(slice(None), *where)]
+        )
+        batch["patch"][place] = self.task.patches[row]
+        batch["case"][place] = self.task.case
+        batch["origin_px0"][place] = self.task.origins_px0[row]
 
 
 def read_block(task: BlockTask, request: Request, border: str) -> Block:
@@ -24,113 +82,93 @@ def read_block(task: BlockTask, request: Request, border: str) -> Block:
     Returns:
         "views" (P, V, C, *S) stored dtype, "labels" (P, A, *S) uint8, "patch" (P,), "case" (P,), "origin_px0" (P, axes) int64.
     """
+    fetched = fetch_block(task, request, border)
+    out = fetched.empty(len(task))
+    for row in range(len(task)):
+        fetched.copy_patch(row, out, row)
+    return out
+
+
+def fetch_block(task: BlockTask, request: Request, border: str) -> Fetched:
+    """Read what the patches of a task need, and cut nothing yet."""
     case = _open(task.row.url)
-    return {
-        "views": read_views(case, task, request),
-        "labels": read_labels(case, task, request, border),
-        "patch": task.patches,
-        "case": np.full(len(task), task.case, dtype=np.int64),
-        "origin_px0": task.origins_px0,
-    }
+    return Fetched(
+        task=task,
+        views=fetch_views(case, task, request),
+        labels=fetch_labels(case, task, request),
+        border=border,
+    )
 
 
-def read_views(case: Case, task: BlockTask, request: Request) -> NDArray[Any]:
-    """(P, V, C, *S), one read per level that any view needs."""
-    out = np.empty((len(task), len(request.views), case.channels, *request.views[0].size_px), dtype=case.dtype)
+def fetch_views(case: Case, task: BlockTask, request: Request) -> tuple[Pixels, ...]:
+    """One Pixels per view, views of one level sharing one read."""
     views_of = defaultdict(list)
     for number, view in enumerate(request.views):
         views_of[level_for(view, case.shapes)].append(number)
+    found: dict[int, Pixels] = {}
     for level, numbers in views_of.items():
-        places = [
-            (out[patch, number], window)
-            for number in numbers
-            for patch, window in enumerate(windows(case, level, task, request.views[number], request.target))
-        ]
-        low, high = hull([window for _, window in places], case.shapes[level])
-        pixels = case.read_image(level, low, tuple(h - x for h, x in zip(high, low, strict=True)))
-        for to, window in places:
-            cut_image(pixels, low, case.shapes[level], window, to)
-    return out
+        shape, down = case.shapes[level], downsampling(case.shapes, level)
+        sets = [windows(request.views[number], request.target, task.origins_px0, down) for number in numbers]
+        low, high = hull(sets, shape)
+        box = case.read_image(level, low, tuple(h - x for h, x in zip(high, low, strict=True)))
+        for number, each in zip(numbers, sets, strict=True):
+            found[number] = Pixels(box=box, low=low, shape=shape, windows=each, slices=tuple(each.slices(low, shape)))
+    return tuple(found[number] for number in range(len(request.views)))
 
 
-def read_labels(case: Case, task: BlockTask, request: Request, border: str) -> NDArray[np.uint8]:
-    """(P, A, *S) in the order of request.annotators; IGNORE where one drew nothing, and by choice beyond the case."""
-    out = np.full((len(task), len(request.annotators), *request.target.size_px), IGNORE, dtype=np.uint8)
-    drawn = [number for number, name in enumerate(request.annotators) if any(layer.id == name for layer in case.layers)]
-    if not drawn:
-        return out
+def fetch_labels(case: Case, task: BlockTask, request: Request) -> Pixels:
+    """(A, *box) in the order of request.annotators; a plane of IGNORE for who drew nothing in this case."""
     level = level_for(request.target, case.shapes)
-    places = windows(case, level, task, request.target, request.target)
-    low, high = hull(places, case.shapes[level])
-    layers = [request.annotators[number] for number in drawn]
-    pixels = case.read_labels(layers, level, low, tuple(h - x for h, x in zip(high, low, strict=True)))
-    rows: list[int] | slice = drawn if len(drawn) < len(request.annotators) else slice(None)
-    for patch, window in enumerate(places):
-        out[patch, rows] = cut_labels(pixels, low, case.shapes[level], window, border)
-    return out
+    shape = case.shapes[level]
+    each = windows(request.target, request.target, task.origins_px0, downsampling(case.shapes, level))
+    low, high = hull([each], shape)
+    size = tuple(h - x for h, x in zip(high, low, strict=True))
+    if any(layer.id in request.annotators for layer in case.layers):
+        box = case.read_labels(request.annotators, level, low, size)
+    else:
+        box = np.full((len(request.annotators), *size), IGNORE, dtype=np.uint8)
+    return Pixels(box=box, low=low, shape=shape, windows=each, slices=tuple(each.slices(low, shape)))
 
 
-def windows(case: Case, level: int, task: BlockTask, view: View, target: View) -> list[tuple[Span, ...]]:
-    down = downsampling(case.shapes, level)
-    return [spans(view, target, origin, down) for origin in task.origins_px0]
-
-
-def hull(places: Sequence[tuple[Span, ...]], shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def hull(sets: Sequence[Windows], shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """The smallest box of the level that holds every pixel that the windows need, mirrored ones included."""
-    low, high = [], []
-    for axis, extent in enumerate(shape):
-        ends = [(int(c[0]), int(c[-1])) for c in (window[axis].covered() for window in places)]
-        first, last = min(a for a, _ in ends), max(b for _, b in ends)
-        if first < 0 or last >= extent:
-            folded = np.concatenate([mirrored(np.arange(a, b + 1), extent) for a, b in ends])
-            first, last = int(folded.min()), int(folded.max())
-        low.append(first)
-        high.append(last + 1)
-    return tuple(low), tuple(high)
+    boxes = [each.hull(shape) for each in sets]
+    low = tuple(min(box[0][axis] for box in boxes) for axis in range(len(shape)))
+    high = tuple(max(box[1][axis] for box in boxes) for axis in range(len(shape)))
+    return low, high
 
 
-def cut_image(
-    pixels: NDArray[Any], low: tuple[int, ...], shape: tuple[int, ...], window: tuple[Span, ...], to: NDArray[Any]
-) -> None:
-    """Write one window, (C, *S), into ``to``; ``pixels`` (C, *box) starts at ``low`` in a level of ``shape``."""
-    part = take(
-        pixels, [mirrored_unless_inside(span.covered(), n) - x for span, n, x in zip(window, shape, low, strict=True)]
-    )
+def cut_image(pixels: Pixels, row: int) -> NDArray[Any]:
+    """One window, (C, *S), the long way: mirrored or resampled."""
+    window = pixels.windows.spans(row)
+    part = take(pixels, [span.covered() for span in window])
     if all(span.exact for span in window):
-        to[...] = part
-        return
+        return part
     mean = part.astype(np.float32)
     for axis, span in enumerate(window, start=1):
         if not span.exact:
             mean = np.moveaxis(np.tensordot(span.weights(), mean, axes=(1, axis)), 0, axis)
-    to[...] = np.rint(mean) if np.issubdtype(to.dtype, np.integer) else mean
+    return np.rint(mean) if np.issubdtype(part.dtype, np.integer) else mean
 
 
-def cut_labels(
-    pixels: NDArray[np.uint8], low: tuple[int, ...], shape: tuple[int, ...], window: tuple[Span, ...], border: str
-) -> NDArray[np.uint8]:
-    """One window of the labels, (A, *S)."""
-    wanted = [span.nearest() for span in window]
-    part = take(pixels, [mirrored_unless_inside(i, n) - x for i, n, x in zip(wanted, shape, low, strict=True)])
+def cut_labels(pixels: Pixels, row: int, border: str) -> NDArray[np.uint8]:
+    """One window of the labels, (A, *S): nearest, and beyond the case as the border rule says."""
+    wanted = [span.nearest() for span in pixels.windows.spans(row)]
+    part: NDArray[np.uint8] = take(pixels, wanted)
     if border == "ignore":
-        for axis, (index, extent) in enumerate(zip(wanted, shape, strict=True), start=1):
-            outside = (index < 0) | (index >= extent)
-            if outside.any():
-                part = part.copy()
-                np.moveaxis(part, axis, 0)[outside] = IGNORE
+        part = part.copy()
+        for axis, (index, extent) in enumerate(zip(wanted, pixels.shape, strict=True), start=1):
+            np.moveaxis(part, axis, 0)[(index < 0) | (index >= extent)] = IGNORE
     return part
 
 
-def mirrored_unless_inside(index: NDArray[np.int64], extent: int) -> NDArray[np.int64]:
-    return index if index[0] >= 0 and index[-1] < extent else mirrored(index, extent)
-
-
-def take(pixels: NDArray[Any], index: Sequence[NDArray[np.int64]]) -> NDArray[Any]:
-    """pixels[:, index[0], index[1], ...] as an outer product; consecutive numbers are a slice, which copies nothing."""
-    for axis, numbers in enumerate(index, start=1):
+def take(pixels: Pixels, index: Sequence[NDArray[np.int64]]) -> NDArray[Any]:
+    """(C or A, *len(index)) pixels of the level by number, per axis; numbers in a row that need no mirror are a slice, which is fast."""
+    part = pixels.box
+    for axis, (numbers, extent, low) in enumerate(zip(index, pixels.shape, pixels.low, strict=True), start=1):
         first, last = int(numbers[0]), int(numbers[-1])
-        if last - first + 1 == len(numbers) and (len(numbers) < 3 or bool((np.diff(numbers) == 1).all())):
-            pixels = pixels[(slice(None),) * axis + (slice(first, last + 1),)]
+        if first >= 0 and last < extent and last - first + 1 == len(numbers):
+            part = part[(*(slice(None),) * axis, slice(first - low, last - low + 1))]
         else:
-            pixels = np.take(pixels, numbers, axis=axis)
-    return pixels
+            part = np.take(part, mirrored(numbers, extent) - low, axis=axis)
+    return part

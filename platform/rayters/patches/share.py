@@ -71,16 +71,22 @@ class Share:
         skip = self.batch_start(first_batch)
         begin = int(np.searchsorted(self.plan.first, self.start, side="right")) - 1
         end = int(np.searchsorted(self.plan.first, self.stop, side="left"))
-        for number, t in enumerate(range(begin, end, self.plan.mix_blocks)):
-            blocks = range(t, min(t + self.plan.mix_blocks, end))
+        mix = max(1, self.plan.mix_blocks)
+        for number, t in enumerate(range(begin, end, mix)):
+            blocks = range(t, min(t + mix, end))
             size = min(int(self.plan.first[blocks[-1] + 1]), self.stop) - max(int(self.plan.first[t]), self.start)
             if skip >= size:
                 skip -= size
                 continue
             tasks = tuple(self.plan.task(b, self.start, self.stop) for b in blocks)
-            rng = np.random.default_rng([self.plan.seed, self.plan.epoch, self.rank, self.world, number])
-            yield remaining(tasks, rng.permutation(size)[skip:])
+            yield remaining(tasks, self.order(number, size)[skip:])
             skip = 0
+
+    def order(self, group: int, size: int) -> NDArray[np.int64]:
+        if self.plan.mix_blocks == 0:
+            return np.arange(size, dtype=np.int64)
+        rng = np.random.default_rng([self.plan.seed, self.plan.epoch, self.rank, self.world, group])
+        return rng.permutation(size)
 
 
 def remaining(tasks: tuple[BlockTask, ...], order: NDArray[np.int64]) -> Group:

@@ -6,6 +6,7 @@ level   0   1   2   3   4   5   6   7          A window of a view starts at star
                                                the label under the middle of it, for labels have no mean.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -48,7 +49,8 @@ class Span:
         if self.exact:
             return self.covered()
         ratio = self.extent / self.size
-        return np.floor(self.start + (np.arange(self.size) + 0.5) * ratio + EXACT).astype(np.int64)
+        middles = self.start + (np.arange(self.size) + 0.5) * ratio
+        return np.asarray(np.floor(middles + EXACT), dtype=np.int64)
 
 
 @lru_cache(maxsize=1024)
@@ -90,13 +92,64 @@ def _steps(full: int, here: int) -> float:
     return whole if abs(full / whole - here) <= 1 else ratio
 
 
-def spans(view: View, target: View, origin_px0: NDArray[np.int64], down: tuple[float, ...]) -> tuple[Span, ...]:
-    """The window of a view in a level, for the target that starts at ``origin_px0``: all views share the target's centre."""
-    out = []
-    for axis, d in enumerate(down):
-        start = int(origin_px0[axis]) + (target.field_of_view_px0[axis] - view.field_of_view_px0[axis]) / 2
-        out.append(Span(start=start / d, extent=view.field_of_view_px0[axis] / d, size=view.size_px[axis]))
-    return tuple(out)
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Windows:
+    """The windows of one view of many patches in one level: starts (P, axes) in pixels of the level, real numbers."""
+
+    starts: NDArray[np.float64]
+    extents: tuple[float, ...]
+    sizes: tuple[int, ...]
+
+    def spans(self, patch: int) -> tuple[Span, ...]:
+        return tuple(
+            Span(start=float(start), extent=extent, size=size)
+            for start, extent, size in zip(self.starts[patch], self.extents, self.sizes, strict=True)
+        )
+
+    @property
+    def exact(self) -> bool:
+        return all(abs(extent - size) < EXACT for extent, size in zip(self.extents, self.sizes, strict=True))
+
+    def touched(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """First pixel and one past the last that each window touches, (P, axes) each; as Span.covered, all at once."""
+        if self.exact:
+            first = np.rint(self.starts).astype(np.int64)
+            return first, first + np.asarray(self.sizes)
+        ends = [(span.covered()[0], span.covered()[-1] + 1) for p in range(len(self.starts)) for span in self.spans(p)]
+        both = np.asarray(ends, dtype=np.int64).reshape(*self.starts.shape, 2)
+        return both[..., 0], both[..., 1]
+
+    def hull(self, shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The box of the level that holds what the windows touch, and what they see of it in the mirrors at its borders."""
+        first, past = self.touched()
+        low, high = [], []
+        for axis, extent in enumerate(shape):
+            a, b = int(first[:, axis].min()), int(past[:, axis].max())
+            seen_low = min(a, 2 * (extent - 1) - (b - 1)) if b > extent else a
+            seen_high = max(b, -a + 1) if a < 0 else b
+            low.append(min(max(0, seen_low), extent - 1))
+            high.append(min(extent, max(seen_high, 1)))
+        return tuple(low), tuple(high)
+
+    def slices(self, low: tuple[int, ...], shape: tuple[int, ...]) -> Iterator[tuple[slice, ...] | None]:
+        """Each window as slices of a box that starts at ``low``; None where it must be mirrored or resampled."""
+        if not self.exact:
+            yield from (None for _ in self.starts)
+            return
+        first, past = self.touched()
+        inside = np.all((first >= 0) & (past <= np.asarray(shape)), axis=1)
+        for ok, start in zip(inside.tolist(), (first - np.asarray(low)).tolist(), strict=True):
+            yield tuple(slice(i, i + n) for i, n in zip(start, self.sizes, strict=True)) if ok else None
+
+
+def windows(view: View, target: View, origins_px0: NDArray[np.int64], down: tuple[float, ...]) -> Windows:
+    """The windows of a view in a level, for targets that start at ``origins_px0``: all views share the target's centre."""
+    beyond = np.subtract(target.field_of_view_px0, view.field_of_view_px0) / 2
+    return Windows(
+        starts=(origins_px0 + beyond) / np.asarray(down),
+        extents=tuple(field / d for field, d in zip(view.field_of_view_px0, down, strict=True)),
+        sizes=view.size_px,
+    )
 
 
 def mirrored(index: NDArray[np.int64], extent: int) -> NDArray[np.int64]:
@@ -105,4 +158,4 @@ def mirrored(index: NDArray[np.int64], extent: int) -> NDArray[np.int64]:
         return np.zeros_like(index)
     period = 2 * (extent - 1)
     folded = np.mod(index, period)
-    return np.minimum(folded, period - folded)
+    return np.asarray(np.minimum(folded, period - folded), dtype=np.int64)

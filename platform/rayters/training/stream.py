@@ -18,7 +18,7 @@ unequal size is nobody's plan; and one coordinator is a bottleneck for many work
 integers, epoch and batch, say exactly what has been seen.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any, Literal
@@ -35,9 +35,11 @@ from ray.train import DataConfig
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from casebook import Cohort
-from rayters.patches.batches import batches
+from rayters.patches.batches import Arrived, batches, own_batches
+from rayters.patches.memory import refuse_if_over, stream_memory
 from rayters.patches.plan import BlockTask, plan_epoch
 from rayters.patches.read import Block, read_block
+from rayters.patches.resume import Leg, rest_of
 from rayters.patches.sampling import Sampling
 from rayters.patches.share import Share
 from rayters.patches.view import Request
@@ -74,6 +76,7 @@ class Wish:
     epoch: int
     first_batch: int
     batch_size: int
+    done: tuple[Leg, ...]
 
 
 class Board:
@@ -97,12 +100,11 @@ class Board:
         return self.wishes.get((place.stream, place.rank))
 
 
-_boards: list[Any] = []  # handles of the driver: a named actor ends with the first handle on it
+_boards: list[Any] = []  # the first handle on a named actor keeps it alive: none is ever dropped
 
 
 def board() -> Any:
-    handle = ray.remote(Board).options(name=BOARD, get_if_exists=True, num_cpus=0).remote()
-    return handle
+    return ray.remote(Board).options(name=BOARD, get_if_exists=True, num_cpus=0).remote()
 
 
 _sources: dict[str, Source] = {}  # this process's copy of each stream's source
@@ -140,11 +142,14 @@ def open_stream(
 def dataset_for(place: Place, node: str | None) -> Dataset:
     """The Dataset of one rank: ordered, one block for each task, read on ``node`` if there is a choice."""
     source = source_of(place)
+    memory = stream_memory(source.cohort, source.request, source.sampling, batch_size=1)
+    available = int(ray.cluster_resources().get("object_store_memory", 0))  # type: ignore[no-untyped-call]
+    refuse_if_over(place.world * memory.store, available, "Ray's object store", source.sampling)
     strategy: Any = "SPREAD"
     if node is not None and place.locality == "node":
         strategy = NodeAffinitySchedulingStrategy(node, soft=True)
-    ds = ray.data.read_datasource(
-        PatchSource(place, patch_bytes(source), estimated_patches(source) // place.world),
+    ds: Dataset = ray.data.read_datasource(
+        PatchSource(place, memory.patch, estimated_patches(source) // place.world),
         override_num_blocks=1,  # the plan knows how many; without this, Ray splits blocks up
         ray_remote_args={"num_cpus": place.cpus_per_read, "scheduling_strategy": strategy},
     )
@@ -168,7 +173,7 @@ class StreamConfig(DataConfig):
         ours = {name: ds for name, ds in datasets.items() if ds.context.get_config(PLACE) is not None}
         others = {name: ds for name, ds in datasets.items() if name not in ours}
         shards = super().configure(others, world_size, worker_handles, worker_node_ids, **kwargs)
-        nodes = worker_node_ids or [None] * world_size
+        nodes: list[str | None] = [*worker_node_ids] if worker_node_ids else [None] * world_size
         for name, ds in ours.items():
             for rank, node in enumerate(nodes):
                 place = replace(ds.context.get_config(PLACE), rank=rank, world=world_size)
@@ -183,28 +188,48 @@ def rank_shard(ds: Dataset, options: ExecutionOptions) -> DataIterator:
 
 
 def stream_batches(
-    shard: DataIterator | Dataset, *, batch_size: int, epoch: int, first_batch: int = 0, prefetch_blocks: int = 2
+    shard: DataIterator | Dataset,
+    *,
+    batch_size: int,
+    epoch: int,
+    first_batch: int = 0,
+    done: Sequence[Leg] = (),
+    threads: int = 0,
+    prefetch_blocks: int = 2,
 ) -> Iterator[Block]:
     """The batches of this worker's share of an epoch, from ``first_batch`` on; the same as local_batches gives.
 
     shard: train.get_dataset_shard(...), or without a trainer what open_stream returned.
+    done: legs of the epoch that were run by another number of workers, see resume.Leg.
+    threads: 0 reads in tasks on the cluster. More: the worker reads for itself in so many threads and leaves the object store out,
+        which is faster where the worker's own node has cores to spare (docs/results/stream.md).
     """
     if isinstance(shard, Dataset):
         shard = rank_shard(shard, ExecutionOptions())
     place = shard.get_context().get_config(PLACE)
+    wish = Wish(epoch=epoch, first_batch=first_batch, batch_size=batch_size, done=tuple(done))
+    share, source = share_of(place, wish), source_of(place)
+    if threads:
+        yield from own_batches(share, source.request, source.sampling.border, first_batch=first_batch, threads=threads)
+        return
+    ray.get(board().post.remote(place, wish))
+    # None means whole blocks; Ray's annotation does not know
+    blocks = shard.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=prefetch_blocks)  # type: ignore[arg-type]
+    yield from batches(share, (Arrived(columns=block) for block in blocks), first_batch)
+
+
+def share_of(place: Place, wish: Wish) -> Share:
+    """What the worker and the Datasource both compute, each for itself."""
     source = source_of(place)
-    plan = plan_epoch(source.cohort, source.request, source.sampling, seed=source.seed, epoch=epoch)
-    share = Share(plan=plan, rank=place.rank, world=place.world, batch_size=batch_size)
-    ray.get(board().post.remote(place, Wish(epoch=epoch, first_batch=first_batch, batch_size=batch_size)))
-    blocks = shard.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=prefetch_blocks)
-    yield from batches(share, blocks, first_batch)
+    plan = plan_epoch(source.cohort, source.request, source.sampling, seed=source.seed, epoch=wish.epoch)
+    return Share(plan=rest_of(plan, wish.done), rank=place.rank, world=place.world, batch_size=wish.batch_size)
 
 
 class PatchSource(Datasource):
     """Patches as a Ray Datasource: one read task for each block of the plan of the epoch that the worker asked for."""
 
     def __init__(self, place: Place, bytes_per_patch: int, patches: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.place = place
         self.bytes_per_patch = bytes_per_patch
         self.patches = patches
@@ -222,9 +247,7 @@ class PatchSource(Datasource):
             raise RuntimeError(
                 "nobody said which epoch to read: iterate a patch stream with stream_batches(shard, epoch=...)"
             )
-        source = source_of(self.place)
-        plan = plan_epoch(source.cohort, source.request, source.sampling, seed=source.seed, epoch=wish.epoch)
-        share = Share(plan=plan, rank=self.place.rank, world=self.place.world, batch_size=wish.batch_size)
+        source, share = source_of(self.place), share_of(self.place, wish)
         return [
             read_task(task, source.request, source.sampling.border, self.bytes_per_patch)
             for group in share.groups(wish.first_batch)
@@ -253,15 +276,6 @@ def table(block: Block) -> pa.Table:
         k: ArrowTensorArray.from_numpy(np.ascontiguousarray(v)) if v.ndim > 1 else pa.array(v) for k, v in block.items()
     }
     return pa.table(columns)
-
-
-def patch_bytes(source: Source) -> int:
-    """Bytes of one patch as it leaves a read task: views in their stored dtype, labels uint8, and the identity columns."""
-    row, request = source.cohort.cases[0], source.request
-    pixels = prod(request.views[0].size_px)
-    image = len(request.views) * row.channels * pixels * np.dtype(row.dtype).itemsize
-    labels = len(request.annotators) * prod(request.target.size_px)
-    return image + labels + 8 * (2 + len(row.shape))
 
 
 def estimated_patches(source: Source) -> int:

@@ -1,0 +1,59 @@
+"""Going on in mid-epoch with another number of workers: what was seen is computed, and the rest is planned anew.
+
+With the same number of workers one integer says it all: ``first_batch``. When a node is lost and fewer go on, the shares are cut
+otherwise, so a batch number alone says nothing. A leg says it: (workers, batch size, batches done by each). Who resumes hands the
+legs of the epoch over, and the patches that they saw are taken out of the plan; each patch is seen exactly once.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rayters.patches.plan import EpochPlan
+from rayters.patches.share import Share
+
+
+@dataclass(frozen=True, kw_only=True)
+class Leg:
+    """A part of an epoch that was trained by one and the same number of workers, each having done ``batches``."""
+
+    world: int
+    batch_size: int
+    batches: int
+
+
+def rest_of(plan: EpochPlan, done: Sequence[Leg]) -> EpochPlan:
+    """The plan without what the legs saw, in the order in which they were run; identities stay.
+
+    Raises:
+        ValueError: when nothing is left.
+    """
+    for leg in done:
+        seen = np.concatenate(list(seen_by(plan, leg)))
+        keep = ~np.isin(plan.patches, seen)
+        if not keep.any():
+            raise ValueError(f"epoch {plan.epoch} is complete after {leg}: go on with the next one")
+        of_block = np.add.reduceat(keep, plan.first[:-1])
+        plan = replace(
+            plan,
+            case=plan.case[of_block > 0],
+            first=np.cumsum([0, *of_block[of_block > 0]], dtype=np.int64),
+            origins_px0=plan.origins_px0[keep],
+            patches=plan.patches[keep],
+        )
+    return plan
+
+
+def seen_by(plan: EpochPlan, leg: Leg) -> Iterator[NDArray[np.int64]]:
+    """Identities of the patches that each worker of a leg had in its batches."""
+    for rank in range(leg.world):
+        share = Share(plan=plan, rank=rank, world=leg.world, batch_size=leg.batch_size)
+        left = share.batch_start(leg.batches)
+        for group in share.groups():
+            patches = np.concatenate([task.patches for task in group.tasks])[group.order]
+            yield patches[:left]
+            left -= min(left, len(patches))
+            if left == 0:
+                break
