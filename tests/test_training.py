@@ -78,17 +78,17 @@ def test_a_model_that_was_saved_predicts_as_before(digits: Cohort, tmp_path: Pat
 
 def test_one_worker_on_ray_gives_the_loss_of_the_loop_alone(digits: Cohort, tmp_path: Path, ray_session: None) -> None:
     alone = train_locally(SHORT, digits, tmp_path / "alone").measured
-    on_ray = train(SHORT, digits, storage_path=str(tmp_path), name="one", crew=Crew(workers=1)).measured
+    on_ray = train(SHORT, digits, storage_path=str(tmp_path), name="one", crew=Crew(workers=1)).model.measured
     assert on_ray["loss"] == pytest.approx(alone["loss"], rel=1e-6)
     assert on_ray["validation_loss"] == pytest.approx(alone["validation_loss"], rel=1e-6)
 
 
 def test_a_killed_worker_changes_nothing_in_the_end(digits: Cohort, tmp_path: Path, ray_session: None) -> None:
     run = replace(SHORT, epochs=5)
-    undisturbed = train(run, digits, storage_path=str(tmp_path), name="calm", crew=Crew(workers=2)).measured
+    undisturbed = train(run, digits, storage_path=str(tmp_path), name="calm", crew=Crew(workers=2)).model.measured
     killer = threading.Thread(target=_kill_one_worker_after_the_first_checkpoint, args=(tmp_path / "killed",))
     killer.start()
-    survived = train(run, digits, storage_path=str(tmp_path), name="killed", crew=Crew(workers=2)).measured
+    survived = train(run, digits, storage_path=str(tmp_path), name="killed", crew=Crew(workers=2)).model.measured
     killer.join()
     assert survived == pytest.approx(undisturbed, rel=1e-6)
 

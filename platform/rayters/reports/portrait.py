@@ -101,7 +101,8 @@ def _image(panel: Axes, image: NDArray[np.float64], title: str) -> None:
 
 def _known(labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """1 for any class, 0 for background and for what nobody looked at."""
-    return ((labels > 0) & (labels != IGNORE)).astype(np.uint8)
+    known: NDArray[np.uint8] = ((labels > 0) & (labels != IGNORE)).astype(np.uint8)
+    return known
 
 
 def _labels(panel: Axes, image: NDArray[np.float64], labels: NDArray[np.generic], classes: int, title: str) -> None:

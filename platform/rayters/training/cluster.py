@@ -22,7 +22,7 @@ from rayters.patches.plan import plan_epoch
 from rayters.patches.share import Share
 from rayters.training.local import VALIDATION, model_of
 from rayters.training.loop import Epoch, Observer, Stream, fit, is_finished
-from rayters.training.model import load_model, load_state, save_model, save_state
+from rayters.training.model import Model, load_model, load_state, save_model, save_state
 from rayters.training.observers import Everyone, TensorBoard
 from rayters.training.progress import MeterObserver, progress_bar
 from rayters.training.run import Run, from_json, resolve, task_of, to_json
@@ -43,10 +43,10 @@ class Crew:
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """Where a run left its model, and what it measured last."""
+    """The model of a run, and the folder or URL where it lies."""
 
     folder: str
-    measured: Mapping[str, float]
+    model: Model
 
 
 def train(run: Run, cohort: Cohort, *, storage_path: str, name: str, crew: Crew) -> Trained:
@@ -65,7 +65,9 @@ def train(run: Run, cohort: Cohort, *, storage_path: str, name: str, crew: Crew)
         result = _trainer(run, cohort, meter, storage_path=storage_path, name=name, crew=crew).fit()
     if result.error or result.checkpoint is None:
         raise RuntimeError(f"run '{name}' ended without a model: {result.error}") from result.error
-    return Trained(folder=result.checkpoint.path, measured=load_model(result.checkpoint.path).measured)
+    scheme = storage_path.split("://")[0] + "://" if "://" in storage_path else ""
+    with result.checkpoint.as_directory() as folder:
+        return Trained(folder=scheme + result.checkpoint.path, model=load_model(folder))
 
 
 def _trainer(run: Run, cohort: Cohort, meter: Any, *, storage_path: str, name: str, crew: Crew) -> TorchTrainer:
