@@ -6,7 +6,6 @@ Shapes: B batch, C channels, F features, S the spatial axes (two or three traili
 from dataclasses import dataclass
 from typing import Any
 
-from monai.networks.nets.dynunet import DynUNet
 from torch import Tensor, nn
 
 MIN_SIDE_PX = 4  # an axis that would become shorter than this is not halved again
@@ -29,6 +28,8 @@ class UNet:
 
     def build(self, channels: int, patch_px: tuple[int, ...]) -> nn.Module:
         """A module (B, channels, *S) -> (B, width, *S) for inputs of ``patch_px``, or any size that its strides divide."""
+        from monai.networks.nets.dynunet import DynUNet  # takes seconds to import; only who builds a net waits for it
+
         strides = pooling_strides(patch_px, self.levels)
         net: Any = DynUNet(
             spatial_dims=len(patch_px),

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 
 from rayters.training.loop import Epoch, Observer
 
@@ -63,7 +62,10 @@ class TensorBoard:
     """Writes the parts of the loss every ``every`` steps and the measurements of every epoch under ``folder``."""
 
     def __init__(self, folder: Path, *, steps: int, every: int = 10) -> None:
-        self.writer, self.steps, self.every = SummaryWriter(str(folder)), steps, every
+        from torch.utils.tensorboard import SummaryWriter  # takes a second to import; only the leader wants it
+
+        self.writer: Any = SummaryWriter(str(folder))
+        self.steps, self.every = steps, every
 
     def on_step(self, attempt: int, epoch: int, step: int, parts: Mapping[str, Tensor]) -> None:
         """Parts of the loss, by step over the whole attempt."""

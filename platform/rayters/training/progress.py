@@ -7,13 +7,15 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
-from torch import Tensor
 from tqdm import tqdm
 
-from rayters.training.loop import Epoch
+if TYPE_CHECKING:  # the meter's process imports this file, and has no use for torch
+    from torch import Tensor
+
+    from rayters.training.loop import Epoch
 
 REPORT_S, LOOK_S = 1.0, 0.5
 
@@ -39,7 +41,7 @@ class MeterObserver:
     def __init__(self, meter: Any, *, steps: int, epochs: int) -> None:
         self.meter, self.steps, self.epochs, self.last = meter, steps, epochs, 0.0
 
-    def on_step(self, attempt: int, epoch: int, step: int, parts: Mapping[str, Tensor]) -> None:
+    def on_step(self, attempt: int, epoch: int, step: int, parts: "Mapping[str, Tensor]") -> None:
         """One step on."""
         if time.monotonic() - self.last >= REPORT_S:
             self.last = time.monotonic()
@@ -47,7 +49,7 @@ class MeterObserver:
             text = f"epoch {epoch + 1}/{self.epochs}{restarted} loss {float(parts['loss']):.3f}"
             self.meter.say.remote(epoch * self.steps + step + 1, self.epochs * self.steps, text)
 
-    def on_epoch(self, epoch: Epoch) -> None:
+    def on_epoch(self, epoch: "Epoch") -> None:
         """The end of an epoch is always told."""
         measured = (
             f"validation loss {epoch.measured['validation_loss']:.3f}, agreement {epoch.measured['agreement']:.2f}"
