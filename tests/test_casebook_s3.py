@@ -60,7 +60,7 @@ def start_radosgw(folder):
     )
     assert out.returncode == 0, out.stderr
     words = out.stdout.replace("export ", "").split()
-    stop = lambda: subprocess.run([str(RGW), "down"], env=environment, timeout=60, check=False)  # noqa: E731
+    stop = lambda: subprocess.run([str(RGW), "down"], env=environment, timeout=60, check=False)
     return dict(word.split("=", 1) for word in words), stop
 
 

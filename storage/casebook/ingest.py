@@ -7,7 +7,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from casebook.case import Case, Layer
-from casebook.cohort import CaseRow, Cohort, describe_case, write_cohort
+from casebook.cohort import CaseRow, Cohort, describe_case
+from casebook.edit import put_cases
 from casebook.errors import CasebookError, CaseFormatError, CaseNotFoundError
 from casebook.formats import Opened, check_same_place, open_image, reading
 from casebook.formats.geojson import open_polygons
@@ -378,17 +379,15 @@ def _already(url: str, fingerprint: str) -> Case | None:
 
 
 def _list(config: Ingest, rows: Sequence[CaseRow]) -> Cohort:
-    return write_cohort(
-        config.to, rows, name=config.name or Path(config.source).resolve().name, classes=config.classes,
-        stable_annotators=config.identities == "stable", reference=_reference(config, rows), licence=config.licence,
-    )  # fmt: skip
-
-
-def _reference(config: Ingest, rows: Sequence[CaseRow]) -> str | None:
-    return config.reference if config.reference is not None and rows else None
-
-
-def preview(config: Ingest) -> Ingest:
-    """The same with the guessed patterns filled in."""
-    found = find(config)
-    return replace(config, images=found.patterns[0], labels=found.patterns[1])
+    """Puts the rows into the cohort, beside what others may have put there."""
+    empty = Cohort(
+        url=canonical(config.to),
+        name=config.name or Path(config.source).resolve().name,
+        classes=config.classes,
+        annotators=(),
+        stable_annotators=config.identities == "stable",
+        reference=config.reference,
+        licence=config.licence,
+        cases=(),
+    )
+    return put_cases(config.to, rows, empty=empty)
