@@ -2,6 +2,7 @@
 
 from casebook.case import Case, Layer
 from casebook.cohort import CaseRow, Cohort, describe_case, open_cohort, write_cohort
+from casebook.edit import merge, put_cases, remove_cases, save_as, subset
 from casebook.errors import (
     CasebookError,
     CaseFormatError,
@@ -11,6 +12,7 @@ from casebook.errors import (
     StoreError,
 )
 from casebook.labels import IGNORE, MAX_CLASSES
+from casebook.layers import add_layer, remove_layer
 from casebook.opening import open_case
 from casebook.split import split_by_group
 from casebook.write import write_case
@@ -28,10 +30,17 @@ __all__ = [
     "CorruptChunkError",
     "Layer",
     "StoreError",
+    "add_layer",
     "describe_case",
+    "merge",
     "open_case",
     "open_cohort",
+    "put_cases",
+    "remove_cases",
+    "remove_layer",
+    "save_as",
     "split_by_group",
+    "subset",
     "write_case",
     "write_cohort",
 ]

@@ -224,7 +224,12 @@ def _kvstore(url: str) -> dict[str, Any]:
 
 @lru_cache(maxsize=1)
 def _context(process: int) -> Any:
-    return tensorstore.Context({"cache_pool": {"total_bytes_limit": 0}})
+    retries = {
+        "max_retries": 8,
+        "initial_delay": "100ms",
+        "max_delay": "4s",
+    }  # a store that is down is an error, not a hang
+    return tensorstore.Context({"cache_pool": {"total_bytes_limit": 0}, "s3_request_retries": retries})
 
 
 @lru_cache(maxsize=1)

@@ -131,7 +131,7 @@ def write_cohort(
         CaseFormatError: two cases of one name, a group in two splits, an unknown split.
     """
     place = table_url(url)
-    _check_rows(rows)
+    check_rows(rows)
     seen = tuple(dict.fromkeys(a for row in rows for a in row.annotators))
     everyone = annotators if annotators is not None else tuple(sorted(seen))
     if missing := set(seen) - set(everyone):
@@ -158,7 +158,8 @@ def table_url(url: str | os.PathLike[str]) -> str:
     return place if place.endswith(".parquet") else join(place, TABLE)
 
 
-def _check_rows(rows: Sequence[CaseRow]) -> None:
+def check_rows(rows: Sequence[CaseRow]) -> None:
+    """Names are unique, splits known, a group in one split only."""
     names: set[str] = set()
     splits: dict[str, str] = {}
     for row in rows:

@@ -107,7 +107,7 @@ def _tag(fs: Any, path: str, url: str) -> str | None:
     with store_errors(url):
         fs.invalidate_cache()
         try:
-            return str(fs.info(path)["ETag"])
+            return str(fs.info(path)["ETag"]).strip('"')  # radosgw compares it with the bare hash
         except FileNotFoundError:
             return None
 

@@ -7,7 +7,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,13 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from casebook.case import Case, Layer
-from casebook.cohort import CaseRow, Cohort, describe_case, write_cohort
+from casebook.cohort import CaseRow, Cohort, describe_case
+from casebook.edit import put_cases
 from casebook.errors import CasebookError, CaseFormatError, CaseNotFoundError
-from casebook.formats import Opened, check_same_place, open_image
+from casebook.formats import Opened, check_same_place, open_image, reading
+from casebook.formats.geojson import open_polygons
+from casebook.formats.zarr_image import CaseLabels
 from casebook.intensity import to_stored
-from casebook.layout import Drawing, Found, FoundCase, match_files
+from casebook.layout import Drawing, Found, FoundCase, match_files, suffix
 from casebook.location import canonical, join, read_json
-from casebook.masks import flat_mask, parse_values, to_classes
+from casebook.masks import MappedLabels, flat_mask, parse_values, to_classes
 from casebook.one_pass import Storage
 from casebook.opening import open_case
 from casebook.source import ImageSource, LabelSource
@@ -156,13 +159,24 @@ def find(config: Ingest) -> Found:
 
 
 def _files(folder: str) -> Iterator[str]:
-    """Relative paths of all files; a .zarr folder counts as one file, hidden ones do not count."""
+    """Relative paths of all files; a .zarr folder and a DICOM series count as one file each, hidden ones not at all."""
     for here, folders, names in os.walk(folder):
         relative = os.path.relpath(here, folder).replace(os.sep, "/")
         start = "" if relative == "." else relative + "/"
+        if start and any(name.endswith(".dcm") for name in names) and _is_series(here):
+            yield start
+            continue
         yield from (start + name for name in sorted(names) if not name.startswith("."))
         yield from (start + name for name in sorted(folders) if name.endswith(".zarr"))
         folders[:] = sorted(name for name in folders if not name.startswith(".") and not name.endswith(".zarr"))
+
+
+def _is_series(folder: str) -> bool:
+    try:
+        from casebook.formats.dicom import is_series
+    except ImportError:
+        return False  # without the extra the files are listed one by one, and told as unreadable
+    return is_series(Path(folder))
 
 
 def group_of(config: Ingest, case: str) -> str:
@@ -200,10 +214,15 @@ def ingest_case(config: Ingest, found: FoundCase, *, scheduler: Any = None) -> t
     case = write_case(
         url, pixels, spacing_um=spacing, classes=config.classes, layers=layers, name=found.case, existing="replace",
         intensity=(slope, intercept), storage=Storage(codec=config.codec), scheduler=scheduler,
-        provenance={"files": [found.image, *(d.path for d in found.drawings)], "notes": dict(image.notes),
+        provenance={"files": [found.image, *(d.path for d in found.drawings)], "notes": _words(image),
                     "ingest": None if failed else fingerprint, "left_out": [asdict(note) for note in notes]},
     )  # fmt: skip
     return case, True, notes
+
+
+def _words(image: Opened) -> dict[str, str]:
+    """The notes that are words, and so fit into a document."""
+    return {key: value for key, value in image.notes.items() if isinstance(value, str)}
 
 
 def _open_or_explain(config: Ingest, path: str) -> Opened:
@@ -228,6 +247,8 @@ def _read_layers(config: Ingest, found: FoundCase, image: Opened) -> tuple[dict[
     """Every annotator's layer that can be read, and a note for every one that cannot."""
     layers: dict[Layer, Any] = {}
     notes: list[Note] = []
+    if isinstance(inner := image.notes.get("case"), Case):
+        layers |= {layer: CaseLabels(case=inner, layer=layer.id) for layer in inner.layers}
     for annotator in dict.fromkeys(drawing.annotator for drawing in found.drawings):
         files = [drawing for drawing in found.drawings if drawing.annotator == annotator]
         try:
@@ -262,10 +283,23 @@ def _empty_note(config: Ingest, path: str) -> Note:
 
 def _read_drawing(config: Ingest, files: Sequence[Drawing], image: Opened) -> NDArray[np.uint8] | LabelSource:
     """One annotator's map of one case, from one file or from one binary file per class."""
+    path = str(Path(config.source) / files[0].path)
+    if suffix(path) == ".geojson":
+        with reading():
+            return open_polygons(path, image.pixels.shape[1:], config.classes)
+    if suffix(path) == ".seg" or (suffix(path) == ".dcm" and _is_segmentation(path)):
+        with reading():
+            return read_segmentation(path, image, config.classes)
     if files[0].label_class is None:
-        opened = open_image(str(Path(config.source) / files[0].path))
+        opened = open_image(path)
         check_same_place(image, opened)
         values = parse_values(config.values, config.classes)
+        if not isinstance(opened.pixels, np.ndarray):
+            if values is None:
+                raise CaseFormatError(
+                    f"the mask has {opened.pixels.shape} values, too many to look at first: name them with --values"
+                )
+            return MappedLabels(file=opened.pixels, values=tuple(values.items()))
         return to_classes(
             flat_mask(np.asarray(opened.pixels)), config.classes, values=values, threshold=config.threshold
         )
@@ -284,6 +318,20 @@ def _read_drawing(config: Ingest, files: Sequence[Drawing], image: Opened) -> ND
                 to_classes(flat_mask(np.asarray(opened.pixels)), ("background", name), threshold=config.threshold) == 1
             ] = value
     return merged
+
+
+def _is_segmentation(path: str) -> bool:
+    from casebook.formats.dicom import is_segmentation
+
+    with reading():
+        return is_segmentation(path)
+
+
+def read_segmentation(path: str, image: Opened, classes: tuple[str, ...]) -> NDArray[np.uint8]:
+    """A DICOM-SEG; the DICOM libraries are an optional extra, so they are imported here."""
+    from casebook.formats import dicom
+
+    return dicom.read_segmentation(path, image, classes)
 
 
 def _failure(path: str, error: CasebookError, effect: str) -> Note:
@@ -331,17 +379,15 @@ def _already(url: str, fingerprint: str) -> Case | None:
 
 
 def _list(config: Ingest, rows: Sequence[CaseRow]) -> Cohort:
-    return write_cohort(
-        config.to, rows, name=config.name or Path(config.source).resolve().name, classes=config.classes,
-        stable_annotators=config.identities == "stable", reference=_reference(config, rows), licence=config.licence,
-    )  # fmt: skip
-
-
-def _reference(config: Ingest, rows: Sequence[CaseRow]) -> str | None:
-    return config.reference if config.reference is not None and rows else None
-
-
-def preview(config: Ingest) -> Ingest:
-    """The same with the guessed patterns filled in."""
-    found = find(config)
-    return replace(config, images=found.patterns[0], labels=found.patterns[1])
+    """Puts the rows into the cohort, beside what others may have put there."""
+    empty = Cohort(
+        url=canonical(config.to),
+        name=config.name or Path(config.source).resolve().name,
+        classes=config.classes,
+        annotators=(),
+        stable_annotators=config.identities == "stable",
+        reference=config.reference,
+        licence=config.licence,
+        cases=(),
+    )
+    return put_cases(config.to, rows, empty=empty)

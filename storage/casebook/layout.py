@@ -62,14 +62,14 @@ class Found:
 
 def stem(path: str) -> str:
     """The name without its folder and its (possibly double) suffix."""
-    name = path.rpartition("/")[2]
-    return name[: -len(suffix(path))] if suffix(path) else name
+    name = path.rstrip("/").rpartition("/")[2]
+    return name[: -len(suffix(path))] if suffix(path) not in ("", "/") else name
 
 
 def suffix(path: str) -> str:
-    """The known suffix of a path, lower case, '' when it has none."""
+    """The known suffix of a path, lower case, '' when it has none; a folder that counts as one file ends in '/'."""
     low = path.lower()
-    return next((s for s in SUFFIXES if low.endswith(s)), "")
+    return "/" if low.endswith("/") else next((s for s in SUFFIXES if low.endswith(s)), "")
 
 
 def match_files(paths: Sequence[str], images: str | None, labels: str | None, skip: Sequence[str] = ()) -> Found:

@@ -1,6 +1,7 @@
 """From what a mask file holds to class values: binary 0/255, grey maps, named values, one file per class."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,7 @@ from numpy.typing import NDArray
 
 from casebook.errors import CaseFormatError
 from casebook.labels import IGNORE
+from casebook.source import ImageSource
 
 
 def flat_mask(pixels: NDArray[Any]) -> NDArray[Any]:
@@ -75,6 +77,26 @@ def _mapped(mask: NDArray[Any], present: NDArray[Any], values: Mapping[int, int]
     for value, meaning in values.items():
         out[mask == value] = meaning
     return out
+
+
+@dataclass(frozen=True, kw_only=True)
+class MappedLabels:
+    """A mask file that is read box by box; every value needs a stated meaning, since no tile sees them all."""
+
+    file: ImageSource
+    values: tuple[tuple[int, int], ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.file.shape[1:])
+
+    @property
+    def identity(self) -> str:
+        return f"{self.file.identity} {self.values}"
+
+    def read(self, origin: tuple[int, ...], size: tuple[int, ...]) -> NDArray[np.uint8]:
+        mask = flat_mask(self.file.read(origin, size))
+        return _mapped(mask, np.unique(mask), dict(self.values))
 
 
 def parse_values(pairs: tuple[str, ...], classes: tuple[str, ...]) -> dict[int, int] | None:

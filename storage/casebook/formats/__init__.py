@@ -1,12 +1,14 @@
 """Opening what hospitals and laboratories have: one format per file, each through the library made for it."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from casebook.errors import CasebookError, CaseFormatError
 from casebook.formats.opened import Frame, Opened, check_same_place
 from casebook.layout import SUFFIXES, suffix
 
-__all__ = ["Frame", "Opened", "check_same_place", "open_image"]
+__all__ = ["Frame", "Opened", "check_same_place", "open_image", "reading"]
 
 
 def open_image(path: str) -> Opened:
@@ -17,8 +19,16 @@ def open_image(path: str) -> Opened:
     """
     if not os.path.exists(path):
         raise CaseFormatError("the file is gone: it was there when the folder was listed")
+    with reading():
+        kind = suffix(path)
+        return _open(path, "/" if os.path.isdir(path) and not kind else kind)
+
+
+@contextmanager
+def reading() -> Iterator[None]:
+    """Turns whatever an image library raises on a damaged file into a casebook error."""
     try:
-        return _open(path, suffix(path))
+        yield
     except CasebookError:
         raise
     except ImportError as error:
@@ -27,7 +37,7 @@ def open_image(path: str) -> Opened:
         ) from error
     except MemoryError as error:
         raise CaseFormatError(
-            "the file claims more pixels than fit into memory: it is damaged, or convert it to a tiled format"
+            "the file claims more pixels than fit into memory: convert it to a tiled format"
         ) from error
     except Exception as error:  # image libraries raise anything from struct.error to SyntaxError on damaged files
         text = (str(error).splitlines() or [""])[0][:160]
@@ -53,4 +63,16 @@ def _open(path: str, kind: str) -> Opened:
         from casebook.formats.nrrd import open_nrrd
 
         return open_nrrd(path)
+    if kind in (".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".vms"):
+        from casebook.formats.slide import open_slide
+
+        return open_slide(path)
+    if kind in (".dcm", "/"):
+        from casebook.formats.dicom import open_dicom
+
+        return open_dicom(path)
+    if kind in (".zarr", ".ome.zarr"):
+        from casebook.formats.zarr_image import open_zarr
+
+        return open_zarr(path)
     raise CaseFormatError(f"files of this kind are not read; known are {' '.join(SUFFIXES)}")

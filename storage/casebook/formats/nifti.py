@@ -31,8 +31,8 @@ def open_nifti(path: str) -> Opened:
     spacing = tuple(float(s) * unit for s in image.header.get_zooms()[: pixels.ndim])[::-1]
     frame = None
     if pixels.ndim == 3:
-        matrix = np.asarray(image.affine, np.float64)[:3, :3][:, ::-1] * unit / 1e3
-        origin = np.asarray(image.affine, np.float64)[:3, 3] * unit / 1e3
+        affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ np.asarray(image.affine, np.float64) * (unit / 1e3)  # RAS to LPS
+        matrix, origin = affine[:3, :3][:, ::-1], affine[:3, 3]
         frame = Frame(origin=tuple(origin.tolist()), matrix=tuple(tuple(row) for row in matrix.tolist()))
     axes = "".join(map(str, _codes(image.affine))) if np.isfinite(image.affine).all() else "unknown"
     return Opened(pixels=planes, spacing_um=spacing, frame=frame, notes={"orientation": axes})

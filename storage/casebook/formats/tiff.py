@@ -1,16 +1,22 @@
 """TIFF through tifffile: any dtype, any number of channels."""
 
+import math
 import os
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import tifffile
+import zarr
 from numpy.typing import NDArray
 
 from casebook.errors import CaseFormatError
 from casebook.formats.opened import Opened
+from casebook.source import file_identity
 
 MOST_PIXELS = 2**30
+LAZY_PIXELS = 2**26  # larger tiled files are read box by box
 
 
 def open_tiff(path: str) -> Opened:
@@ -18,14 +24,49 @@ def open_tiff(path: str) -> Opened:
     with tifffile.TiffFile(path) as tiff:
         if not tiff.series:
             raise CaseFormatError("the TIFF holds no picture: restore it or export it again")
-        series = tiff.series[0]
-        if series.size > MOST_PIXELS * 4:
-            raise CaseFormatError(f"the TIFF claims {series.shape} pixels in one plane: save it tiled")
+        series: Any = tiff.series[0]
         _check_promise(path, series)
+        if series.size > LAZY_PIXELS and series.pages[0].is_tiled and set(series.axes) <= set("CSYX"):
+            return Opened(pixels=_lazy(path, series), spacing_um=_spacing(tiff))
+        if series.size > 4 * MOST_PIXELS:
+            raise CaseFormatError(f"the TIFF has {series.shape} values that must be read at once: save it tiled")
         axes, pixels = series.axes, series.asarray()
         spacing = _spacing(tiff)
     planes = _ordered(pixels, axes)
     return Opened(pixels=planes, spacing_um=spacing if spacing and len(spacing) == planes.ndim - 1 else None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TiledTiff:
+    """A large tiled TIFF, (C, Y, X), read box by box."""
+
+    path: str
+    axes: str
+    shape: tuple[int, ...]
+    dtype: str
+    identity: str
+
+    def read(self, origin: tuple[int, ...], size: tuple[int, ...]) -> NDArray[Any]:
+        where = {"Y": slice(origin[0], origin[0] + size[0]), "X": slice(origin[1], origin[1] + size[1])}
+        box = tuple(where.get(axis, slice(None)) for axis in self.axes)
+        return _ordered(np.asarray(_pixels(self.path, os.getpid())[box]), self.axes)
+
+
+@lru_cache(maxsize=4)
+def _pixels(path: str, process: int) -> Any:
+    return zarr.open_array(tifffile.imread(path, aszarr=True, series=0, level=0), mode="r")
+
+
+def _lazy(path: str, series: Any) -> TiledTiff:
+    sides = dict(zip(series.axes, series.shape, strict=True))
+    channels = math.prod(n for axis, n in sides.items() if axis in "CS")
+    return TiledTiff(
+        path=path,
+        axes=series.axes,
+        shape=(channels, sides["Y"], sides["X"]),
+        dtype=series.dtype.name,
+        identity=file_identity(path),
+    )
 
 
 def _check_promise(path: str, series: Any) -> None:
