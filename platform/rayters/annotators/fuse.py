@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from casebook.labels import IGNORE
+from rayters.annotators.dawid_skene import count_patterns as count_patterns
 from rayters.annotators.dawid_skene import dawid_skene as dawid_skene
 from rayters.annotators.staple import spatial_staple as spatial_staple
 from rayters.annotators.staple import staple as staple

@@ -15,33 +15,35 @@ from casebook.labels import IGNORE
 FLOOR = 1e-6  # of a probability in the E step: no annotator is trusted beyond all doubt
 
 
+def written_one_hot(labels: Tensor, classes: int) -> Tensor:
+    """What was written, (B, A, K, S) zeros and ones with all pixels in one axis; all zero where an annotator did not look."""
+    seen = labels != IGNORE
+    one_hot = functional.one_hot(labels.where(seen, torch.zeros_like(labels)), classes) * seen.unsqueeze(-1)
+    return one_hot.flatten(2, -2).transpose(2, 3).float()
+
+
+def e_step(written: Tensor, confusion: Tensor, prior: Tensor) -> Tensor:
+    """P(truth | written) from (B, A, K, S): (B, K, S), sums to 1 over K, and to 0 where nobody looked. One matrix product."""
+    log_confusion = confusion.clamp_min(FLOOR).log().expand(len(written), *confusion.shape[1:])
+    log_joint = torch.bmm(log_confusion.flatten(1, 2).transpose(1, 2), written.flatten(1, 2))
+    looked = written.sum((1, 2)).unsqueeze(1) > 0
+    return (log_joint + prior.clamp_min(FLOOR).log().unsqueeze(2)).softmax(1) * looked
+
+
+def m_step(written: Tensor, truth: Tensor) -> Tensor:
+    """How many pixels annotator a wrote i at, weighted by truth (B, K, S): (B, A, K, K), axes (i, j)."""
+    counts = torch.bmm(written.flatten(1, 2), truth.transpose(1, 2))
+    return counts.view(*written.shape[:3], -1)
+
+
 def posterior_of_truth(labels: Tensor, confusion: Tensor, prior: Tensor) -> Tensor:
-    """The E step: (B, K, *S), sums to 1 over K, and to 0 where nobody looked."""
-    patches, classes = len(labels), prior.shape[1]
-    patch = torch.arange(patches, device=labels.device).view(-1, *(1,) * (labels.ndim - 2))
-    log_confusion = confusion.clamp_min(FLOOR).log().expand(patches, *confusion.shape[1:])
-    shape = (patches, *(1,) * (labels.ndim - 2), classes)
-    log_joint = prior.clamp_min(FLOOR).log().expand(patches, classes).reshape(shape)
-    for a in range(labels.shape[1]):
-        seen = labels[:, a] != IGNORE
-        written = labels[:, a].where(seen, torch.zeros_like(labels[:, a]))
-        log_joint = log_joint + log_confusion[:, a][patch, written] * seen.unsqueeze(-1)
-    looked = (labels != IGNORE).any(1, keepdim=True)
-    return log_joint.softmax(-1).movedim(-1, 1) * looked
+    """The E step on labels (B, A, *S): (B, K, *S), sums to 1 over K, and to 0 where nobody looked."""
+    return e_step(written_one_hot(labels, prior.shape[1]), confusion, prior).reshape(len(labels), -1, *labels.shape[2:])
 
 
 def written_where(labels: Tensor, truth: Tensor) -> Tensor:
-    """The M step's counts: how many pixels annotator a wrote i at, weighted by truth (B, K, *S): (B, A, K, K), axes (i, j)."""
-    flat = truth.flatten(2)
-    counts = []
-    for a in range(labels.shape[1]):
-        seen = labels[:, a] != IGNORE
-        written = labels[:, a].where(seen, torch.zeros_like(labels[:, a]))
-        one_hot = (
-            (functional.one_hot(written, truth.shape[1]) * seen.unsqueeze(-1)).flatten(1, -2).to(truth.dtype)
-        )  # (B, S, K)
-        counts.append(torch.einsum("bsi,bjs->bij", one_hot, flat))
-    return torch.stack(counts, dim=1)
+    """The counts of the M step from labels (B, A, *S) and truth (B, K, *S): (B, A, K, K), axes (i, j)."""
+    return m_step(written_one_hot(labels, truth.shape[1]), truth.flatten(2))
 
 
 def columns_to_one(counts: Tensor, otherwise: Tensor) -> Tensor:

