@@ -4,6 +4,7 @@ from rayters.methods.annotator_confusion import AnnotatorConfusion
 from rayters.methods.co_teaching import CoTeaching
 from rayters.methods.dawid_skene import DawidSkene
 from rayters.methods.effective_supervision import EffectiveSupervision
+from rayters.methods.known_confusion import KnownConfusion
 from rayters.methods.majority_vote import MajorityVote
 from rayters.methods.mean_labels import MeanLabels
 from rayters.methods.mean_teacher import MeanTeacher
@@ -27,6 +28,7 @@ ALL = (
     OneAnnotator,
     Staple,
     DawidSkene,
+    KnownConfusion,
     SoftLabels,
     EffectiveSupervision,
     MeanTeacher,
@@ -41,6 +43,7 @@ __all__ = [
     "CoTeaching",
     "DawidSkene",
     "EffectiveSupervision",
+    "KnownConfusion",
     "Loss",
     "MajorityVote",
     "MeanLabels",

@@ -56,7 +56,7 @@ class AnnotatorConfusion:
     sharpness: float = 4.0  # 0 is a plain vote, large believes the most central annotator alone
     listen: float = 0.2  # fraction of the training before the net speaks for annotators who did not look
     inactive_weight: float = tunable(0.1, low=0.01, high=1.0, log=True)  # of the pull on columns that are not believed
-    trace_weight: float = tunable(0.0, low=0.0, high=1.0)  # the paper's lambda; of the mean over annotators
+    trace_weight: float = tunable(0.1, low=0.0, high=1.0)  # the paper's lambda; of the mean over annotators
     trace_of: Literal["believed", "all"] = "believed"  # columns; the paper takes all
     warm_up: float = 0.15  # fraction of the training before the trace is lowered
     warm_up_trace: float = 0.0  # by which the trace is *raised* during the warm-up (the paper does)
@@ -123,7 +123,7 @@ class AnnotatorConfusion:
         """The weighted vote that the sentinel compares a net with: (B, *S) int64 or IGNORE. Outputs of a net in evaluation."""
         flat, log_a = labels.flatten(2), outputs["log_confusion"].flatten(4)
         log_posterior = outputs["logits"].flatten(2).log_softmax(1)
-        return self._target(outputs, flat, flat, log_posterior, log_a, 1.0).unflatten(1, labels.shape[2:])
+        return self._target(outputs, flat, flat, log_posterior, log_a, 1.0).view(len(labels), *labels.shape[2:])
 
     def _anchor_at(self, progress: float) -> float:
         if self.anchor == "none":
@@ -139,7 +139,7 @@ class AnnotatorConfusion:
     def _target(
         self, outputs: Outputs, flat: Tensor, sampled: Tensor, log_posterior: Tensor, log_a: Tensor, progress: float
     ) -> Tensor:
-        """(B, pixels) int64 or IGNORE: where those who looked settle it, and, once the net has listened, wherever it can speak for the rest."""
+        """(B, pixels) int64 or IGNORE: where those who looked settle it; once the net has listened, it speaks for the others."""
         classes = log_posterior.shape[1]
         weights = outputs["trust"] if self.anchor != "vote" else torch.full_like(outputs["trust"], 1 / flat.shape[1])
         target = settled(weighted_votes(flat, weights, classes))
@@ -199,7 +199,9 @@ class ConfusionNet(nn.Module):
             outputs |= {} if chosen is None else {"pixels": chosen}
         else:
             log_a = log_confusion(self.head(features).float(), dominant=self.method.dominance == "each")
-            outputs["log_confusion"] = log_a.unflatten(4, sides if log_a.shape[4] > 1 else (1,) * len(sides))
+            outputs["log_confusion"] = log_a.reshape(
+                *log_a.shape[:4], *(sides if log_a.shape[4] > 1 else (1,) * len(sides))
+            )
         average = self.joint / self.joint.sum(1, keepdim=True).clamp_min(1e-9)
         outputs["trust"] = trust(self.pairs, self.looked, self.method.sharpness)
         outputs["average"] = average.clamp(1e-3, 1 - 1e-3)

@@ -19,6 +19,7 @@ from casebook.labels import IGNORE
 ASTRAY_BELOW = (
     0.6  # Dice with the weighted vote; measured: .9 where it works, .0 swapped, .4-.58 for one annotator's style
 )
+TELLS_FROM = 0.4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,12 +56,15 @@ def dominance(average: Tensor) -> float:
     return float((right - wrong).min())
 
 
-def judge(*, agreement: float, average: Tensor | None) -> Verdict:
+def judge(*, agreement: float, average: Tensor | None, progress: float = 1.0) -> Verdict:
     """The verdict on a net.
 
     agreement: Dice of its foreground with the weighted vote, from summed ``overlap``.
     average:   (A, K, K) the estimated confusions, averaged over the cohort; None where the method has none.
+    progress:  fraction of the training that is done; before ``TELLS_FROM`` every net is fine, since an untrained one agrees with nobody.
     """
+    if progress < TELLS_FROM:
+        return Verdict(state="fine", why=f"too early to tell at {progress:.0%} of the training")
     if average is not None and (margin := dominance(average)) <= 0:
         return Verdict(
             state="not identifiable",

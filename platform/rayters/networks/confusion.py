@@ -81,7 +81,7 @@ class PixelHead(nn.Module):
         """(B, F, N) -> (B, A, K, K, N), or (B, A, K, K, 1) where pooled."""
         features = features.mean(2, keepdim=True) if self.pooled else features
         scores: Tensor = self.scores(functional.leaky_relu(self.hidden(features), 0.01))
-        return scores.unflatten(1, self.shape)
+        return scores.view(len(features), *self.shape, -1)
 
 
 class LowRankHead(nn.Module):
@@ -102,11 +102,11 @@ class LowRankHead(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, F, N) -> (B, A, K, K, N)."""
-        raw = self.factors(functional.leaky_relu(self.hidden(features), 0.01)).unflatten(1, (self.annotators, -1))
-        left, right, scale = functional.softplus(raw).split(
-            [self.classes * self.rank, self.classes * self.rank, 1], dim=2
-        )
-        left, right = (side.unflatten(2, (self.classes, self.rank)) for side in (left, right))
+        batch, size = len(features), self.classes * self.rank
+        raw: Tensor = self.factors(functional.leaky_relu(self.hidden(features), 0.01))
+        positive = functional.softplus(raw).view(batch, self.annotators, 2 * size + 1, -1)
+        sides = positive[:, :, : 2 * size].reshape(batch, self.annotators, 2, self.classes, self.rank, -1)
+        left, right, scale = sides[:, :, 0], sides[:, :, 1], positive[:, :, 2 * size :]
         product = torch.einsum("bairn,bajrn->baijn", left, right)
         identity = torch.eye(self.classes, device=features.device, dtype=product.dtype).unsqueeze(-1)
         return (product + scale.unsqueeze(3) * identity).clamp_min(1e-8).log()

@@ -1,0 +1,1 @@
+"""Search: which run is best, and what do many runs say together."""

@@ -1,0 +1,108 @@
+"""Whom the weighted vote trusts, and what the sentinel says; on cohorts that fit on a line."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from casebook import IGNORE
+from rayters.methods import sentinel
+from rayters.methods.trust import centrality, complete, count_pairs, kappa, settled, trust, weighted_votes
+
+GOOD = [0, 0, 0, 0, 1, 1, 1, 1, 0, 0]
+OVER = [0, 0, 0, 1, 1, 1, 1, 1, 1, 0]
+UNDER = [0, 0, 0, 0, 0, 1, 1, 0, 0, 0]
+BLANK = [0] * 10
+EVERYBODY = torch.ones(4, dtype=torch.bool)
+
+
+def pairs_of(*who: list[int]) -> Tensor:
+    labels = torch.tensor([who])
+    return count_pairs(complete(labels, torch.zeros(1, len(who), 2, len(who[0]))))
+
+
+def test_kappa_is_one_for_two_who_agree_and_nothing_for_the_blank() -> None:
+    table = kappa(pairs_of(GOOD, GOOD, BLANK))
+    assert table[0, 1] == pytest.approx(1.0)
+    assert table[0, 2] == pytest.approx(0.0, abs=1e-6)
+    assert torch.allclose(table, table.T)
+    assert (table.diagonal() == 0).all()
+
+
+def test_kappa_is_what_the_textbook_says() -> None:
+    # agree on 8 of 10; by chance on .6 * .4 + .4 * .6 of the marginals (.6, .4) and (.4, .6) = .48
+    table = kappa(pairs_of(GOOD, OVER))
+    assert table[0, 1] == pytest.approx((0.8 - (0.6 * 0.4 + 0.4 * 0.6)) / (1 - 0.48))
+
+
+def test_the_good_annotator_is_the_most_central() -> None:
+    assert centrality(pairs_of(GOOD, OVER, UNDER, BLANK)).argmax() == 0
+
+
+def test_the_weighted_vote_is_right_where_the_plain_vote_is_not() -> None:
+    labels = torch.tensor([[GOOD, OVER, UNDER, BLANK]])
+    plain = settled(weighted_votes(labels, torch.full((4,), 0.25), 2))
+    weighted = settled(weighted_votes(labels, trust(pairs_of(GOOD, OVER, UNDER, BLANK), EVERYBODY, 4.0), 2))
+    assert plain[0].tolist() != GOOD
+    assert weighted[0].tolist() == GOOD
+
+
+def test_without_sharpness_the_vote_is_a_plain_one() -> None:
+    assert torch.allclose(trust(pairs_of(GOOD, OVER, UNDER, BLANK), EVERYBODY, 0.0), torch.full((4,), 0.25))
+
+
+def test_who_has_not_looked_yet_is_not_trusted() -> None:
+    looked = torch.tensor([True, True, False, True])
+    assert trust(pairs_of(GOOD, OVER, GOOD, BLANK), looked, 4.0)[2] == 0
+
+
+def test_before_anything_is_counted_all_are_alike() -> None:
+    assert torch.allclose(
+        trust(torch.zeros(3, 2, 3, 2), torch.zeros(3, dtype=torch.bool), 4.0), torch.full((3,), 1 / 3)
+    )
+
+
+def test_a_vote_is_open_until_half_of_all_trust_has_looked() -> None:
+    labels = torch.tensor([[[1, 1, IGNORE], [IGNORE, 0, IGNORE], [IGNORE, 0, 1]]])
+    votes = weighted_votes(labels, torch.tensor([0.5, 0.3, 0.2]), 2)
+    assert torch.allclose(votes[0, 1], torch.tensor([0.5, 0.5, 0.2]))
+    assert settled(votes)[0].tolist() == [IGNORE, 0, IGNORE]
+
+
+def test_the_network_speaks_only_for_those_who_did_not_look() -> None:
+    labels, written = torch.tensor([[[1, IGNORE]]]), torch.tensor([[[[0.9, 0.3], [0.1, 0.7]]]])
+    assert torch.allclose(complete(labels, written), torch.tensor([[[[0.0, 0.3], [1.0, 0.7]]]]))
+
+
+def confusion(true_negative: float, true_positive: float) -> Tensor:
+    return torch.tensor([[true_negative, 1 - true_positive], [1 - true_negative, true_positive]])
+
+
+def test_a_cohort_with_its_good_annotator_is_identifiable_and_without_is_not() -> None:
+    careless = [confusion(0.71, 1), confusion(1, 0.3), confusion(0.82, 0.45), confusion(1, 0)]
+    whole = torch.stack([confusion(1, 1), *careless])
+    assert sentinel.dominance(whole) == pytest.approx(2 * 0.55 - 1, abs=1e-5)
+    assert sentinel.judge(agreement=0.9, average=whole).state == "fine"
+    assert sentinel.judge(agreement=0.9, average=torch.stack(careless)).state == "not identifiable"
+
+
+@pytest.mark.parametrize(("agreement", "state"), [(0.91, "fine"), (0.5, "astray"), (0.0, "astray")])
+def test_a_net_that_disagrees_with_the_weighted_vote_went_astray(agreement: float, state: str) -> None:
+    verdict = sentinel.judge(agreement=agreement, average=None)
+    assert verdict.state == state
+    assert f"{agreement:.2f}" in verdict.why
+
+
+def test_an_untrained_net_is_given_time() -> None:
+    assert sentinel.judge(agreement=0.0, average=None, progress=0.1).state == "fine"
+
+
+def test_overlaps_add_up_to_a_dice_of_the_foreground() -> None:
+    predicted, target = torch.tensor([[0, 1, 1, 1]]), torch.tensor([[0, 1, 1, IGNORE]])
+    assert sentinel.overlap(predicted, target).tolist() == [4.0, 4.0]
+    assert sentinel.overlap(torch.zeros_like(target), target).tolist() == [0.0, 2.0]
+
+
+def test_a_style_shows_as_full_overlap_with_one_annotator() -> None:
+    labels = torch.tensor([[GOOD, OVER, UNDER, BLANK]])
+    twice, sizes = sentinel.style_overlap(torch.tensor([OVER]), labels).T
+    assert (twice / sizes).argmax() == 1
