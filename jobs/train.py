@@ -17,21 +17,27 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import tyro
 
 from casebook import CasebookError, Cohort, open_cohort
 from rayters.annotators.demo import demo_cohort
-from rayters.inference.whole import SeenCase, see_case, see_cohort
+from rayters.inference.whole import see_case, see_cohort
 from rayters.methods import MajorityVote
-from rayters.reports.assessment import Assessment, assess
+from rayters.methods.sentinel import judge
+from rayters.networks.backbone import UNet
+from rayters.patches.sampling import Sampling
+from rayters.reports.assessment import assess
 from rayters.reports.portrait import paint
-from rayters.reports.rows import Row, rows_table, table, write_rows
+from rayters.reports.rows import rows_table, write_rows
+from rayters.reports.training import Contender, annotators_table, contest_rows, methods_table
 from rayters.training.cluster import Crew, Trained, train
 from rayters.training.connect import connected
-from rayters.training.model import load_model
 from rayters.training.run import Run, resolve, to_json
 
 DEMO_PATCH_PX = (64, 64)
+DEMO_SAMPLING = Sampling(patches_per_epoch=320)
+DEMO_NETWORK = UNet(width=8)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +48,7 @@ class Job:
     storage: str = "rayters-runs"  # where runs, models and pictures go; a folder or an s3:// URL
     name: str | None = None  # of the run; the same name resumes it. None: made from the method and its settings
     baseline: bool = True  # train the majority vote as well
+    seeds: int = 1  # train each method so many times, from --seed on; the table gives mean ± sd
     run: Annotated[Run, tyro.conf.arg(name="")] = field(default_factory=Run)
     crew: Crew = field(default_factory=Crew)
     json: str | None = None  # write the table's rows to this file
@@ -51,18 +58,29 @@ def main(job: Job) -> None:
     """Trains, assesses, prints and paints."""
     storage = job.storage if "://" in job.storage else str(Path(job.storage).absolute())
     cohort = open_cohort(job.cohort) if job.cohort else demo_cohort(f"{storage}/demo-cohort")
-    run = job.run if job.cohort or job.run.patch_px else dataclasses.replace(job.run, patch_px=DEMO_PATCH_PX)
-    runs = (
-        [run]
-        if isinstance(run.method, MajorityVote) or not job.baseline
-        else [dataclasses.replace(run, method=MajorityVote()), run]
-    )
-    runs = [resolve(each, cohort) for each in runs]
+    run = resolve(job.run if job.cohort else _demo_run(job.run), cohort)
+    methods = [run.method]
+    if job.baseline and not isinstance(run.method, MajorityVote):
+        methods.insert(0, MajorityVote())
     with connected():
-        trained = [
-            train(each, cohort, storage_path=storage, name=_name(job, each, cohort), crew=job.crew) for each in runs
-        ]
+        trained = [_train(job, dataclasses.replace(run, method=method), cohort, storage) for method in methods]
     _report(job, cohort, trained, storage)
+
+
+def _train(job: Job, run: Run, cohort: Cohort, storage: str) -> list[Trained]:
+    """One method, from each seed."""
+    runs = [dataclasses.replace(run, seed=run.seed + index) for index in range(job.seeds)]
+    return [train(each, cohort, storage_path=storage, name=_name(job, each, cohort), crew=job.crew) for each in runs]
+
+
+def _demo_run(run: Run) -> Run:
+    """A few digits at a time, drawn anywhere, and a small net; what was given on the command line stays."""
+    return dataclasses.replace(
+        run,
+        patch_px=run.patch_px or DEMO_PATCH_PX,
+        sampling=DEMO_SAMPLING if run.sampling == Sampling() else run.sampling,
+        network=DEMO_NETWORK if run.network == UNet() else run.network,
+    )
 
 
 def _name(job: Job, run: Run, cohort: Cohort) -> str:
@@ -74,86 +92,43 @@ def _name(job: Job, run: Run, cohort: Cohort) -> str:
     return f"{method}-{fingerprint}"
 
 
-def _report(job: Job, cohort: Cohort, trained: list[Trained], storage: str) -> None:
-    models = [load_model(each.folder) for each in trained]
+def _report(job: Job, cohort: Cohort, trained: list[list[Trained]], storage: str) -> None:
     test = cohort.split("test")
-    found = [assess(model, see_cohort(model, test)) for model in models]
-    seen: list[SeenCase] = [see_case(model, test, test.cases[0]) for model in models]
+    contenders = [_assess(each, test) for each in trained]
     print(f"\n{cohort.name}: {len(test.cases)} test cases, classes {', '.join(cohort.classes)}\n")
-    print(_methods_table(found), "\n")
-    print(_annotators_table(cohort, found), "\n")
-    rows = _rows(found)
+    print(methods_table(contenders), "\n")
+    print(annotators_table(cohort, contenders), "\n")
+    for verdict in (verdict for each in contenders for verdict in each.verdicts if verdict.state != "fine"):
+        print(f"{verdict.state}: {verdict.why}\n")
+    rows = contest_rows(contenders)
     print(rows_table(rows))
     if job.json:
         write_rows(rows, job.json)
     picture = Path("rayters-runs" if "://" in storage else storage) / "train.png"
-    paint(picture, cohort, seen, found)
+    shown = [see_case(each[0].model, test, test.cases[0]) for each in trained]
+    paint(picture, cohort, shown, [each.assessed[0] for each in contenders])
     print(f"\ncohort   {cohort.url}\npicture  {picture}")
-    for each, assessed in zip(trained, found, strict=True):
-        print(f"model    {each.folder}  ({assessed.method})")
+    for each in (each for seeds in trained for each in seeds):
+        print(f"model    {each.folder}")
     print(
-        f"\nnext     tensorboard --logdir {storage}\n         python jobs/ingest.py --help      your own images and annotators"
+        f"\nnext     tensorboard --logdir {storage}\n"
+        "         python jobs/ingest.py --help      your own images and annotators\n"
+        "         python jobs/train.py --help       every field of run, method and gaze"
     )
-    print("         python jobs/train.py --help       every field of run, method and gaze")
 
 
-def _methods_table(found: list[Assessment]) -> str:
-    lines = []
-    for each in found:
-        dice = "-" if each.dice is None else f"{each.dice.mean():.3f} ± {each.dice.std():.3f}"
-        error = "-" if each.confusion_error is None else f"{each.confusion_error:.3f}"
-        lines.append([each.method, dice, error, "learnt" if each.learnt else "counted"])
-    return table(["method", "Dice (test, vs reference)", "confusion RMSE", "confusions"], lines)
-
-
-def _annotators_table(cohort: Cohort, found: list[Assessment]) -> str:
-    header = [
-        "annotator",
-        *[f"{each.method}: Dice" for each in found],
-        *[f"{each.method}: reliability" for each in found],
-        "true",
-    ]
-    lines = []
-    for index, name in enumerate(cohort.annotators):
-        agreement = [f"{each.annotator_dice[:, index].mean():.3f}" for each in found]
-        reliability = [f"{each.estimated_reliability[index]:.3f}" for each in found]
-        true = found[0].true_reliability
-        lines.append([name, *agreement, *reliability, "-" if true is None else f"{true[index]:.3f}"])
-    return table(header, lines)
-
-
-def _rows(found: list[Assessment]) -> list[Row]:
-    ours, vote = found[-1], found[0]
-    rows = []
-    if ours is not vote and ours.dice is not None and vote.dice is not None:
-        words = {"AnnotatorConfusion": "annotator confusion"}
-        name = words.get(ours.method, ours.method)
-        rows.append(
-            Row(
-                row=f"{name} / majority vote, Dice",
-                value=ours.dice.mean(),
-                reference=vote.dice.mean(),
-                goal="clearly > 1",
+def _assess(trained: list[Trained], test: Cohort) -> Contender:
+    assessed = tuple(assess(each.model, see_cohort(each.model, test)) for each in trained)
+    agreements = [each.model.measured["agreement"] for each in trained]
+    return Contender(
+        assessed=assessed,
+        verdicts=tuple(
+            judge(
+                agreement=agreement, average=torch.from_numpy(each.estimated).nan_to_num(0.5) if each.learnt else None
             )
-        )
-        if ours.confusion_error is not None and vote.confusion_error is not None:
-            rows.append(
-                Row(
-                    row=f"{name} / majority vote, confusion RMSE",
-                    value=ours.confusion_error,
-                    reference=vote.confusion_error,
-                    goal="< 1",
-                )
-            )
-    elif ours.dice is not None:
-        rows.append(Row(row=f"{ours.method}, Dice", value=ours.dice.mean()))
-    rows.append(Row(row=f"{ours.method}, mean Dice with the annotators", value=_nanmean(ours)))
-    return rows
-
-
-def _nanmean(found: Assessment) -> float:
-    drawn = found.annotator_dice[found.annotator_dice == found.annotator_dice]
-    return float(drawn.mean())
+            for agreement, each in zip(agreements, assessed, strict=True)
+        ),
+    )
 
 
 if __name__ == "__main__":

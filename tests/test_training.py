@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+
 from casebook import CaseRow, Cohort, Layer, describe_case, write_case, write_cohort
 from rayters.annotators.digits import digit_sheets
 from rayters.methods import MajorityVote, MeanLabels
@@ -44,7 +45,11 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Cohort:
         layers = {Layer(id=name): drawn.labels[index, a] for a, name in enumerate(drawn.annotators)}
         layers[Layer(id="reference", role="reference")] = drawn.reference[index]
         case = write_case(
-            f"{folder}/{index}.ome.zarr", drawn.images[index], spacing_um=(1.0, 1.0), classes=drawn.classes, layers=layers
+            f"{folder}/{index}.ome.zarr",
+            drawn.images[index],
+            spacing_um=(1.0, 1.0),
+            classes=drawn.classes,
+            layers=layers,
         )
         rows.append(describe_case(case, split=SPLITS[index], group=str(index)))
     return write_cohort(
@@ -73,17 +78,17 @@ def test_a_model_that_was_saved_predicts_as_before(digits: Cohort, tmp_path: Pat
 
 def test_one_worker_on_ray_gives_the_loss_of_the_loop_alone(digits: Cohort, tmp_path: Path, ray_session: None) -> None:
     alone = train_locally(SHORT, digits, tmp_path / "alone").measured
-    on_ray = train(SHORT, digits, storage_path=str(tmp_path), name="one", crew=Crew(workers=1)).measured
+    on_ray = train(SHORT, digits, storage_path=str(tmp_path), name="one", crew=Crew(workers=1)).model.measured
     assert on_ray["loss"] == pytest.approx(alone["loss"], rel=1e-6)
     assert on_ray["validation_loss"] == pytest.approx(alone["validation_loss"], rel=1e-6)
 
 
 def test_a_killed_worker_changes_nothing_in_the_end(digits: Cohort, tmp_path: Path, ray_session: None) -> None:
     run = replace(SHORT, epochs=5)
-    undisturbed = train(run, digits, storage_path=str(tmp_path), name="calm", crew=Crew(workers=2)).measured
+    undisturbed = train(run, digits, storage_path=str(tmp_path), name="calm", crew=Crew(workers=2)).model.measured
     killer = threading.Thread(target=_kill_one_worker_after_the_first_checkpoint, args=(tmp_path / "killed",))
     killer.start()
-    survived = train(run, digits, storage_path=str(tmp_path), name="killed", crew=Crew(workers=2)).measured
+    survived = train(run, digits, storage_path=str(tmp_path), name="killed", crew=Crew(workers=2)).model.measured
     killer.join()
     assert survived == pytest.approx(undisturbed, rel=1e-6)
 

@@ -4,6 +4,8 @@ A source is picklable (a path and a shape, never an open file), so that the bloc
 many processes.
 """
 
+import hashlib
+import os
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -24,6 +26,11 @@ class ImageSource(Protocol):
     def shape(self) -> tuple[int, ...]: ...
     @property
     def dtype(self) -> str: ...
+    @property
+    def identity(self) -> str:
+        """Changes when the pixels do, so that an interrupted write resumes only from the same source."""
+        ...
+
     def read(self, origin: tuple[int, ...], size: tuple[int, ...]) -> NDArray[Any]:
         """(C, *size) from the spatial origin, level-0 pixels."""
         ...
@@ -35,6 +42,8 @@ class LabelSource(Protocol):
 
     @property
     def shape(self) -> tuple[int, ...]: ...
+    @property
+    def identity(self) -> str: ...
     def read(self, origin: tuple[int, ...], size: tuple[int, ...]) -> NDArray[np.uint8]:
         """(*size) uint8 from the origin, level-0 pixels."""
         ...
@@ -49,6 +58,10 @@ class ArrayImage:
     @property
     def shape(self) -> tuple[int, ...]:
         return tuple(self.array.shape)
+
+    @property
+    def identity(self) -> str:
+        return _digest(self.array)
 
     @property
     def dtype(self) -> str:
@@ -68,9 +81,27 @@ class ArrayLabels:
     def shape(self) -> tuple[int, ...]:
         return tuple(self.array.shape)
 
+    @property
+    def identity(self) -> str:
+        return _digest(self.array)
+
     def read(self, origin: tuple[int, ...], size: tuple[int, ...]) -> NDArray[np.uint8]:
         box = self.array[tuple(slice(o, o + s) for o, s in zip(origin, size, strict=True))]
         return box if box.dtype == np.uint8 else _narrow(box)
+
+
+def _digest(array: NDArray[Any]) -> str:
+    """A hash of the pixels."""
+    digest = hashlib.blake2b(digest_size=16)
+    for part in array:
+        digest.update(np.ascontiguousarray(part).tobytes())
+    return digest.hexdigest()
+
+
+def file_identity(path: str) -> str:
+    """For sources that are files."""
+    state = os.stat(path)
+    return f"{path}:{state.st_size}:{state.st_mtime_ns}"
 
 
 def _narrow(box: NDArray[Any]) -> NDArray[np.uint8]:

@@ -15,7 +15,6 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
-from sklearn.datasets import load_digits
 
 from rayters.annotators.simulate import FIVE, SimulatedAnnotator, draw_all
 
@@ -84,6 +83,8 @@ def enlarged_digits(*, glyph_px: int, cell_px: int) -> tuple[NDArray[np.float64]
     """All digits, each in the middle of its cell: (1797, cell_px, cell_px) in [0, 1], and their numerals (1797,)."""
     if not 8 <= glyph_px <= cell_px:
         raise ValueError(f"a glyph of {glyph_px} px in a cell of {cell_px} px: wanted 8 <= glyph_px <= cell_px")
+    from sklearn.datasets import load_digits  # seconds to import, and only the demo wants it
+
     source = load_digits()
     scale = glyph_px / 8
     glyphs = ndimage.zoom(source.images / 16, (1, scale, scale), order=3, mode="grid-constant", grid_mode=True)

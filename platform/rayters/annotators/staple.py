@@ -161,7 +161,9 @@ def _shares(layers: Labels, classes: int) -> Floats:
 
 
 def _mean_confusion(layers: Labels, posterior: Floats) -> Floats:
-    """The confusion over the whole case that a posterior implies; the first guess in the column of a class nobody had to see."""
+    """The confusion over the whole case that a posterior implies; the first guess in the column of a class nobody
+    had to see.
+    """
     confusion = np.repeat(_first_guess(len(posterior))[None], len(layers), axis=0)
     for a, layer in enumerate(layers):
         counts = np.stack(
@@ -194,14 +196,11 @@ def _unanimous(layers: Labels, classes: int) -> Consensus:
 
 
 def _box(layers: Labels, margin_px: int | None) -> tuple[slice, ...]:
-    """Where anybody marked foreground, and ``margin_px`` around it; everything where that is None or nobody marked
-    anything.
-    """
+    """Where anybody marked foreground, and ``margin_px`` around it; everything where that is None or nobody did."""
     marked = ((layers != 0) & (layers != IGNORE)).any(axis=0)
     if margin_px is None or not marked.any():
-        return (slice(None),) * marked.ndim
-    where = np.nonzero(marked)
-    return tuple(slice(max(int(w.min()) - margin_px, 0), int(w.max()) + 1 + margin_px) for w in where)
+        return (slice(None),) * len(layers.shape[1:])
+    return tuple(slice(max(int(w.min()) - margin_px, 0), int(w.max()) + 1 + margin_px) for w in np.nonzero(marked))
 
 
 def _paste(inside: Consensus, layers: Labels, box: tuple[slice, ...]) -> Consensus:

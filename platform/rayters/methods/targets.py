@@ -47,3 +47,13 @@ def hard_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     spatial = tuple(range(1, logits.ndim - 1))
     per_pixel = functional.cross_entropy(logits, target, ignore_index=IGNORE, reduction="none")
     return per_pixel.sum(spatial) / (target != IGNORE).sum(spatial).clamp(min=1)
+
+
+def fused_target(labels: Tensor, classes: int, fusion: str) -> Tensor:
+    """One target per pixel from all annotators: (B, K, *S) probabilities, all zero where nobody looked.
+
+    fusion: "vote" is one-hot at the majority, "mean" the share of the annotators who looked.
+    """
+    if fusion == "mean":
+        return mean_labels(labels, classes)
+    return votes(majority(labels, classes).unsqueeze(1), classes)

@@ -1,7 +1,7 @@
 """A picture of one case: the image, what each annotator drew, what each method believes, and whom it believes.
 
     row 1   image | annotator 1 | ... | annotator A | reference
-    row 2   one panel per method: its consensus, outlined by the reference where there is one
+    row 2   per method: its consensus, outlined by the reference where there is one, and its P(foreground)
     row 3   per method, A confusion matrices as the method sees them (and one line with the true ones)
 
 Volumes are shown by the slice with most foreground.
@@ -22,7 +22,7 @@ from casebook import IGNORE, Cohort, open_case
 from rayters.inference.whole import SeenCase
 from rayters.reports.assessment import Assessment
 
-CROP_PX = 160  # a panel shows at most so much of a side: details must be seen
+CROP_PX = 112  # a panel shows at most so much of a side: details must be seen
 
 
 def paint(path: str | Path, cohort: Cohort, seen: Sequence[SeenCase], assessed: Sequence[Assessment]) -> None:
@@ -30,7 +30,9 @@ def paint(path: str | Path, cohort: Cohort, seen: Sequence[SeenCase], assessed: 
     annotators = len(cohort.annotators)
     columns = max(annotators + 2, 4)
     rows = 2 + len(assessed) + (assessed[0].true is not None)
-    figure, axes = plt.subplots(rows, columns, figsize=(1.9 * columns, 2.1 * rows), squeeze=False, layout="constrained")
+    heights = [1.0, 1.0, *[0.62] * (rows - 2)]
+    size = (1.9 * columns, 2.1 * sum(heights))
+    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained", height_ratios=heights)
     for panel in axes.flat:
         panel.axis("off")
     window = _window(seen[0])
@@ -43,6 +45,8 @@ def paint(path: str | Path, cohort: Cohort, seen: Sequence[SeenCase], assessed: 
     for index, (case, found) in enumerate(zip(seen, assessed, strict=True)):
         title = found.method if found.dice is None else f"{found.method}\nDice {found.dice.mean():.3f}"
         _labels(axes[1][2 * index], image, case.posterior.argmax(0)[window], len(cohort.classes), title)
+        if case.reference is not None:
+            axes[1][2 * index].contour(_known(case.reference[window]), levels=[0.5], colors="white", linewidths=0.7)
         axes[1][2 * index + 1].imshow(1 - case.posterior[(0, *window)], cmap="magma", vmin=0, vmax=1)
         axes[1][2 * index + 1].set_title("P(foreground)", fontsize=8)
         _confusions(
@@ -95,11 +99,17 @@ def _image(panel: Axes, image: NDArray[np.float64], title: str) -> None:
     panel.set_title(title, fontsize=8)
 
 
+def _known(labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """1 for any class, 0 for background and for what nobody looked at."""
+    known: NDArray[np.uint8] = ((labels > 0) & (labels != IGNORE)).astype(np.uint8)
+    return known
+
+
 def _labels(panel: Axes, image: NDArray[np.float64], labels: NDArray[np.generic], classes: int, title: str) -> None:
     """The labels over the image: one colour per class, grey hatching where nobody looked."""
     _image(panel, image * 0.55, title)
     shown = np.ma.masked_where((labels == 0) | (labels == IGNORE), labels.astype(int))
-    panel.imshow(shown, cmap="tab10", vmin=1, vmax=max(10, classes), alpha=0.75, interpolation="nearest")
+    panel.imshow(shown, cmap="Set1", vmin=1, vmax=max(9, classes), alpha=0.8, interpolation="nearest")
     if (labels == IGNORE).all():
         panel.text(
             0.5, 0.5, "did not look", color="white", ha="center", va="center", transform=panel.transAxes, fontsize=8

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import ray.train
-from ray.experimental import tqdm_ray
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer, get_device, prepare_model
 from torch import Tensor
@@ -22,9 +21,10 @@ from rayters.patches.batches import local_batches
 from rayters.patches.plan import plan_epoch
 from rayters.patches.share import Share
 from rayters.training.local import VALIDATION, model_of
-from rayters.training.loop import Epoch, Observer, Stream, fit
-from rayters.training.model import load_model, load_state, save_model, save_state
-from rayters.training.observers import Bar, Everyone, TensorBoard
+from rayters.training.loop import Epoch, Observer, Stream, fit, is_finished
+from rayters.training.model import Model, load_model, load_state, save_model, save_state
+from rayters.training.observers import Everyone, TensorBoard
+from rayters.training.progress import MeterObserver, progress_bar
 from rayters.training.run import Run, from_json, resolve, task_of, to_json
 from rayters.training.step import Arrays
 from rayters.training.stream import StreamConfig, open_stream, stream_batches
@@ -43,10 +43,10 @@ class Crew:
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """Where a run left its model, and what it measured last."""
+    """The model of a run, and the folder or URL where it lies."""
 
     folder: str
-    measured: Mapping[str, float]
+    model: Model
 
 
 def train(run: Run, cohort: Cohort, *, storage_path: str, name: str, crew: Crew) -> Trained:
@@ -61,11 +61,23 @@ def train(run: Run, cohort: Cohort, *, storage_path: str, name: str, crew: Crew)
         raise ValueError(
             f"batch_size={run.batch_size} cannot be shared evenly by {crew.workers} workers: use a multiple"
         )
-    request, split = run.request(cohort.annotators), cohort.split("train")
-    trainer = TorchTrainer(
+    with progress_bar(f"{type(run.method).__name__:20}") as meter:
+        result = _trainer(run, cohort, meter, storage_path=storage_path, name=name, crew=crew).fit()
+    if result.error or result.checkpoint is None:
+        raise RuntimeError(f"run '{name}' ended without a model: {result.error}") from result.error
+    scheme = storage_path.split("://")[0] + "://" if "://" in storage_path else ""
+    with result.checkpoint.as_directory() as folder:
+        return Trained(folder=scheme + result.checkpoint.path, model=load_model(folder))
+
+
+def _trainer(run: Run, cohort: Cohort, meter: Any, *, storage_path: str, name: str, crew: Crew) -> TorchTrainer:
+    config = {"run": json.dumps(to_json(run)), "cohort": cohort.url, "folder": f"{storage_path}/{name}", "meter": meter}
+    return TorchTrainer(
         _work,
-        train_loop_config={"run": json.dumps(to_json(run)), "cohort": cohort.url, "folder": f"{storage_path}/{name}"},
-        datasets={"train": open_stream(split, request, run.sampling, seed=run.seed)},
+        train_loop_config=config,
+        datasets={
+            "train": open_stream(cohort.split("train"), run.request(cohort.annotators), run.sampling, seed=run.seed)
+        },
         dataset_config=StreamConfig(),
         scaling_config=ScalingConfig(
             num_workers=crew.workers,
@@ -79,13 +91,9 @@ def train(run: Run, cohort: Cohort, *, storage_path: str, name: str, crew: Crew)
             checkpoint_config=CheckpointConfig(num_to_keep=2),
         ),
     )
-    result = trainer.fit()
-    if result.error or result.checkpoint is None:
-        raise RuntimeError(f"run '{name}' ended without a model: {result.error}") from result.error
-    return Trained(folder=result.checkpoint.path, measured=load_model(result.checkpoint.path).measured)
 
 
-def _work(config: Mapping[str, str]) -> None:
+def _work(config: Mapping[str, Any]) -> None:
     """What every worker runs."""
     run: Run = from_json(json.loads(config["run"]))
     cohort = open_cohort(config["cohort"])
@@ -93,13 +101,13 @@ def _work(config: Mapping[str, str]) -> None:
     team = Team(rank=context.get_world_rank(), size=context.get_world_size(), device=get_device(), wrap=prepare_model)
     state = _restore(run)
     stream = _worker_stream(run, cohort, team)
-    if state and state["epoch"] + 1 == run.epochs:
+    if state and is_finished(run, state):
         return
     fit(
         run,
         task_of(run, cohort),
         stream,
-        _observer(run, cohort, stream, team, config["folder"]),
+        _observer(run, cohort, stream, team, config),
         team=team,
         state=state,
     )
@@ -136,16 +144,13 @@ def _worker_stream(run: Run, cohort: Cohort, team: Team) -> Stream:
     return Stream(steps=steps, train=training, validation=validation)
 
 
-def _observer(run: Run, cohort: Cohort, stream: Stream, team: Team, folder: str) -> Observer:
+def _observer(run: Run, cohort: Cohort, stream: Stream, team: Team, config: Mapping[str, Any]) -> Observer:
     reporter = Reporter(run, cohort, team)
     if not team.leads:
         return reporter
-    watching: list[Observer] = [
-        Bar(tqdm_ray.tqdm, title=type(run.method).__name__, steps=stream.steps, epochs=run.epochs),
-        reporter,
-    ]
-    if "://" not in folder:
-        watching.append(TensorBoard(Path(folder) / "tensorboard", steps=stream.steps))
+    watching: list[Observer] = [MeterObserver(config["meter"], steps=stream.steps, epochs=run.epochs), reporter]
+    if "://" not in config["folder"]:
+        watching.append(TensorBoard(Path(config["folder"]) / "tensorboard", steps=stream.steps))
     return Everyone(*watching)
 
 

@@ -1,6 +1,6 @@
 """The training loop. It knows no cluster: batches come from a callable, news go to an observer, a team averages.
 
-attempt 0: epoch 0, 1, 2 ... -> the sentinel looks at each epoch's agreement -> went astray? -> attempt 1 from a new seed
+attempt 0: epoch 0, 1, ... last -> the sentinel looks at the agreement with the annotators -> astray? -> attempt 1, a new seed
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -56,11 +56,18 @@ def fit(
 ) -> Epoch:
     """Trains to the end, from the beginning or from the ``state`` of an earlier epoch, and returns the last epoch's news."""
     attempt = int(state["attempt"]) if state else 0
+    if state and state["astray"]:
+        attempt, state = attempt + 1, None
     while True:
         last = _attempt(run, task, stream, observer, team, attempt, state)
-        if last.measured["astray"] == 0 or attempt == run.restarts:
+        if not last.state["astray"] or attempt == run.restarts:
             return last
         attempt, state = attempt + 1, None
+
+
+def is_finished(run: Run, state: Mapping[str, Any]) -> bool:
+    """True when ``fit`` would have nothing left to do from this state."""
+    return bool(state["epoch"] + 1 == run.epochs and (not state["astray"] or state["attempt"] >= run.restarts))
 
 
 def _attempt(
@@ -76,12 +83,17 @@ def _attempt(
     news: Epoch | None = None
     for epoch in range(first, run.epochs):
         loss = _epoch(run, task, stream, observer, team, net, optimizer, attempt, epoch)
-        measured = {"loss": loss, **validate(run, task, bare, stream.validation(), team=team)}
-        done = {"attempt": attempt, "epoch": epoch, "net": bare.state_dict(), "optimizer": optimizer.state_dict()}
+        last = epoch + 1 == run.epochs
+        measured = {"loss": loss, **validate(run, task, bare, stream.validation(), team=team, last=last)}
+        done = {
+            "attempt": attempt,
+            "epoch": epoch,
+            "astray": bool(measured["astray"]),
+            "net": bare.state_dict(),
+            "optimizer": optimizer.state_dict(),
+        }
         news = Epoch(attempt=attempt, epoch=epoch, measured=measured, net=bare, state=done)
         observer.on_epoch(news)
-        if measured["astray"] and attempt < run.restarts:
-            break
     assert news is not None, "a finished training has nothing left to do"
     return news
 

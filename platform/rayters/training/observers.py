@@ -47,7 +47,7 @@ class Bar:
 
     def on_epoch(self, epoch: Epoch) -> None:
         """Closes the bar with the last epoch."""
-        if epoch.epoch + 1 == self.epochs or epoch.measured["astray"]:
+        if epoch.epoch + 1 == self.epochs:
             self.bar.close()
 
     def _open(self, attempt: int, epoch: int) -> None:

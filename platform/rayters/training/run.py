@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, Union
 from casebook import Cohort
 from rayters import gaze, methods
 from rayters.gaze import FixedGaze, Gaze
-from rayters.methods import MajorityVote, Method
+from rayters.methods import AnnotatorConfusion, Method
 from rayters.networks.backbone import UNet
 from rayters.networks.task import Task
 from rayters.patches.sampling import Sampling
@@ -29,14 +29,14 @@ class Run:
         ValueError: when a number is out of its range.
     """
 
-    method: AnyMethod = field(default_factory=MajorityVote)  # whom the network believes
+    method: AnyMethod = field(default_factory=AnnotatorConfusion)  # whom the network believes
     gaze: AnyGaze = field(default_factory=FixedGaze)  # what the network gets to see
     network: UNet = field(default_factory=UNet)
     sampling: Sampling = field(default_factory=Sampling)
     patch_px: tuple[int, ...] = ()  # size of the target; () chooses by the cohort
     downsampling: int = 1  # level-0 pixels per pixel of the target
     epochs: int = 10
-    batch_size: int = 16  # over all workers together
+    batch_size: int = 8  # over all workers together
     learning_rate: float = 3e-3  # the peak of a one-cycle schedule
     weight_decay: float = 1e-5
     gradient_clip: float = 1.0  # largest norm of a gradient; 0 does not clip

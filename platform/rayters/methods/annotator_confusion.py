@@ -1,0 +1,234 @@
+"""Annotator confusion: learn the truth and, together with it, what each annotator makes of it.
+
+    views -> eye -+-> logits -> posterior p(truth j) --------------+
+                  '-> features -> head -> P(a writes i | j) -------+--> P(a writes i), compared with what a wrote
+
+The likelihood alone does not say which of its many solutions is the truth: a third of the published form's trainings end with swapped
+classes or with one annotator's style (docs/experiments.md has the figures). Here the posterior is held to the vote weighed by trust, that
+is by chance-corrected agreement (``trust``), which the net counts as it goes; the confusions are free to say who errs where.
+
+Source: Zhang, Tanno, Xu, Jin, Jacob, Ciccarelli, Barkhof, Alexander, Disentangling Human Error from the Ground Truth in Segmentation of
+Medical Images, NeurIPS 2020, arXiv 2007.15963. ``AS_PUBLISHED`` is their form. The pull to the weighted vote, the average that holds
+inactive columns, and the trace of the believed column only are ours.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from casebook.labels import IGNORE
+from rayters.methods.confusion_loss import (
+    annotator_nll,
+    believed_trace,
+    inactive_pull,
+    plain_trace,
+    shared_truth_nll,
+    written_probability,
+)
+from rayters.methods.method import Eye, Loss, Outputs, Prediction, choice, tunable
+from rayters.methods.targets import hard_cross_entropy
+from rayters.methods.trust import complete, count_pairs, settled, trust, weighted_votes
+from rayters.networks.confusion import Level, build_head, log_confusion
+from rayters.networks.task import Task
+
+STATISTIC_PIXELS = 2048  # of each patch and step
+MEMORY = 0.98  # of the running statistics, per step: they forget what the net believed fifty steps ago
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnnotatorConfusion:
+    """A confusion for each annotator, learnt with the segmentation.
+
+    Raises:
+        ValueError: when a weight is negative or a fraction of the training lies outside [0, 1].
+    """
+
+    level: Level = choice("pixel", "global", "image", "pixel", "low_rank")  # where a confusion may differ
+    rank: int = 1  # of level 'low_rank'
+    likelihood: Literal["independent", "shared"] = choice(
+        "independent", "independent", "shared"
+    )  # of annotators, given the image
+    anchor: Literal["agreement", "vote", "none"] = "agreement"  # what the posterior is held to
+    anchor_weight: float = tunable(1.0, low=0.1, high=10.0, log=True)
+    release: float = 1.0  # fraction of the training from which the anchor fades, over ``ramp``; 1 keeps it
+    sharpness: float = 4.0  # 0 is a plain vote, large believes the most central annotator alone
+    listen: float = 0.2  # fraction of the training before the net speaks for annotators who did not look
+    inactive_weight: float = tunable(0.1, low=0.01, high=1.0, log=True)  # of the pull on columns that are not believed
+    trace_weight: float = tunable(0.0, low=0.0, high=1.0)  # the paper's lambda; of the mean over annotators
+    trace_of: Literal["believed", "all"] = "believed"  # columns; the paper takes all
+    warm_up: float = 0.15  # fraction of the training before the trace is lowered
+    warm_up_trace: float = 0.0  # by which the trace is *raised* during the warm-up (the paper does)
+    ramp: float = 0.2  # fraction of the training over which a weight rises or fades
+    dominance: Literal["free", "each"] = (
+        "free"  # 'each' forces every annotator to be right half of the time: fails for a blank one
+    )
+    hidden: int = 16  # features of the confusion head's hidden layer
+    pixels: int = 16384  # confusions of at most so many pixels per patch enter a step, drawn at random
+
+    def __post_init__(self) -> None:
+        for name in ("release", "listen", "warm_up", "ramp"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}={getattr(self, name)} is a fraction of the training: give 0 to 1")
+        for name in ("anchor_weight", "inactive_weight", "trace_weight", "warm_up_trace", "sharpness"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)} must not be negative")
+        if min(self.rank, self.hidden, self.pixels) < 1:
+            raise ValueError("rank, hidden and pixels must be at least 1")
+
+    @property
+    def needs_identity(self) -> bool:
+        """It learns about each annotator."""
+        return True
+
+    def build(self, task: Task, eye: Eye) -> nn.Module:
+        """The eye with a confusion head on its features."""
+        return ConfusionNet(self, task, eye)
+
+    def loss(self, outputs: Outputs, labels: Tensor, progress: float) -> Loss:
+        """The likelihood of what was written, the anchor, the pull on inactive columns and the trace; in nats."""
+        flat = labels.flatten(2)
+        sampled = flat if "pixels" not in outputs else flat[:, :, outputs["pixels"].long()]
+        log_posterior = outputs["logits"].flatten(2).log_softmax(1)
+        at = log_posterior if "pixels" not in outputs else log_posterior[:, :, outputs["pixels"].long()]
+        believed, log_a = at.detach().exp(), outputs["log_confusion"].flatten(4)
+        likelihood = annotator_nll if self.likelihood == "independent" else shared_truth_nll
+        parts = {"likelihood": likelihood(at, log_a, sampled)}
+        if anchor_weight := self._anchor_at(progress):
+            target = self._target(outputs, flat, sampled, at.detach(), log_a.detach(), progress)
+            parts["anchor"] = anchor_weight * hard_cross_entropy(log_posterior, target)
+        if self.inactive_weight and self.level not in ("global", "image"):
+            parts["inactive"] = self.inactive_weight * inactive_pull(believed, log_a, outputs["average"], sampled)
+        if trace_weight := self._trace_at(progress):
+            trace = (
+                believed_trace(believed, log_a, sampled) if self.trace_of == "believed" else plain_trace(log_a, sampled)
+            )
+            parts["trace"] = trace_weight * trace
+        return Loss(
+            per_patch=sum(parts.values(), at.new_zeros(len(at))), parts={k: v.detach().mean() for k, v in parts.items()}
+        )
+
+    def predict(self, outputs: Outputs) -> Prediction:
+        """The softmax of the logits; confusions (B, A, K, K, *S), or (B, A, K, K) where they do not differ by pixel."""
+        confusion = outputs["log_confusion"].exp()
+        if confusion.ndim > 4 and confusion.shape[4:].numel() == 1:
+            confusion = confusion.flatten(3)
+        return Prediction(posterior=outputs["logits"].softmax(1), confusion=confusion)
+
+    def after_step(self, net: nn.Module, progress: float) -> None:
+        """Nothing to do: the net keeps its own statistics."""
+
+    def anchor_target(self, outputs: Outputs, labels: Tensor) -> Tensor:
+        """The weighted vote that the sentinel compares a net with: (B, *S) int64 or IGNORE. Outputs of a net in evaluation."""
+        flat, log_a = labels.flatten(2), outputs["log_confusion"].flatten(4)
+        log_posterior = outputs["logits"].flatten(2).log_softmax(1)
+        return self._target(outputs, flat, flat, log_posterior, log_a, 1.0).unflatten(1, labels.shape[2:])
+
+    def _anchor_at(self, progress: float) -> float:
+        if self.anchor == "none":
+            return 0.0
+        fading = max(progress - self.release, 0.0) / max(self.ramp, 1e-9)
+        return self.anchor_weight * max(1.0 - fading, 0.0)
+
+    def _trace_at(self, progress: float) -> float:
+        if progress < self.warm_up:
+            return -self.warm_up_trace
+        return self.trace_weight * min((progress - self.warm_up) / max(self.ramp, 1e-9), 1.0)
+
+    def _target(
+        self, outputs: Outputs, flat: Tensor, sampled: Tensor, log_posterior: Tensor, log_a: Tensor, progress: float
+    ) -> Tensor:
+        """(B, pixels) int64 or IGNORE: where those who looked settle it, and, once the net has listened, wherever it can speak for the rest."""
+        classes = log_posterior.shape[1]
+        weights = outputs["trust"] if self.anchor != "vote" else torch.full_like(outputs["trust"], 1 / flat.shape[1])
+        target = settled(weighted_votes(flat, weights, classes))
+        if progress < self.listen:
+            return target
+        completed = complete(sampled, written_probability(log_posterior, log_a))
+        spoken = torch.einsum("a,bakn->bkn", weights, completed).argmax(1)
+        spoken = spoken.where((sampled != IGNORE).any(1), torch.full_like(spoken, IGNORE))
+        if "pixels" not in outputs:
+            return spoken
+        target[:, outputs["pixels"].long()] = spoken
+        return target
+
+
+AS_PUBLISHED = AnnotatorConfusion(
+    anchor="none", inactive_weight=0.0, trace_weight=0.1, trace_of="all", warm_up_trace=0.1, ramp=0.0
+)
+"""The paper's free form: identity by maximised trace, then a minimised one. Goes astray in a third of the seeds and more."""
+
+
+class ConfusionNet(nn.Module):
+    """An eye, a confusion head, and the running statistics that trust is computed from.
+
+    In training, with labels, it returns confusions of at most ``method.pixels`` pixels, with their flat indices under "pixels";
+    in evaluation of all. Always "trust" (A,) and "average" (A, K, K).
+    """
+
+    pairs: Tensor  # (A, K, A, K) how often a writes i while b writes k
+    joint: Tensor  # (A, K, K) how often a writes i where j is believed
+    looked: Tensor  # (A,) bool, who has written anything
+
+    def __init__(self, method: AnnotatorConfusion, task: Task, eye: Eye) -> None:
+        super().__init__()
+        annotators, classes = task.annotators, task.classes
+        self.method, self.eye = method, eye()
+        self.head = build_head(
+            method.level,
+            features=_features(self.eye, task),
+            annotators=annotators,
+            classes=classes,
+            hidden=method.hidden,
+            rank=method.rank,
+        )
+        self.register_buffer("pairs", torch.zeros(annotators, classes, annotators, classes))
+        self.register_buffer("joint", torch.zeros(annotators, classes, classes))
+        self.register_buffer("looked", torch.zeros(annotators, dtype=torch.bool))
+
+    def forward(self, views: Tensor, labels: Tensor | None = None) -> Outputs:
+        """views: (B, V, C, *S) floats; labels: (B, A, *S) int64, needed in training only."""
+        outputs: Outputs = self.eye(views)
+        features, sides = outputs["features"].flatten(2), outputs["logits"].shape[2:]
+        if self.training and labels is not None:
+            chosen = self._draw(features)
+            scores = self.head(features if chosen is None else features[:, :, chosen])
+            outputs["log_confusion"] = log_confusion(scores.float(), dominant=self.method.dominance == "each")
+            self._listen(outputs, labels.flatten(2), chosen)
+            outputs |= {} if chosen is None else {"pixels": chosen}
+        else:
+            log_a = log_confusion(self.head(features).float(), dominant=self.method.dominance == "each")
+            outputs["log_confusion"] = log_a.unflatten(4, sides if log_a.shape[4] > 1 else (1,) * len(sides))
+        average = self.joint / self.joint.sum(1, keepdim=True).clamp_min(1e-9)
+        outputs["trust"] = trust(self.pairs, self.looked, self.method.sharpness)
+        outputs["average"] = average.clamp(1e-3, 1 - 1e-3)
+        return outputs
+
+    def _draw(self, features: Tensor) -> Tensor | None:
+        """Flat indices of the pixels whose confusions enter this step; None takes all."""
+        count = features.shape[2]
+        if count <= self.method.pixels or self.method.level in ("global", "image"):
+            return None
+        return torch.randperm(count, device=features.device)[: self.method.pixels]
+
+    @torch.no_grad()
+    def _listen(self, outputs: Outputs, flat: Tensor, chosen: Tensor | None) -> None:
+        """Updates the running statistics from at most ``STATISTIC_PIXELS`` pixels of each patch."""
+        count = flat.shape[2] if chosen is None else len(chosen)
+        step = max(count // STATISTIC_PIXELS, 1)
+        pixels = torch.arange(0, count, step, device=flat.device)
+        at = pixels if chosen is None else chosen[pixels]
+        log_a, log_posterior = outputs["log_confusion"], outputs["logits"].flatten(2)[:, :, at].float().log_softmax(1)
+        log_a = log_a if log_a.shape[4] == 1 else log_a[..., pixels]
+        written = complete(flat[:, :, at], written_probability(log_posterior, log_a))
+        self.pairs.mul_(MEMORY).add_(count_pairs(written))
+        self.joint.mul_(MEMORY).add_(torch.einsum("bain,bjn->aij", written, log_posterior.exp()))
+        self.looked |= (flat != IGNORE).any(2).any(0)
+
+
+@torch.no_grad()
+def _features(eye: nn.Module, task: Task) -> int:
+    """How many features an eye returns per pixel: looked up, since a gaze is free to combine several backbones."""
+    views = torch.zeros(1, len(task.view_scales), task.channels, *task.patch_px)
+    return int(eye(views)["features"].shape[1])

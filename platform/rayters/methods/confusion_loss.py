@@ -1,0 +1,97 @@
+"""The losses of annotator confusion, as pure functions in log space.
+
+Shapes: B batch, A annotators, K classes, N pixels or voxels (flattened). Everywhere
+    log_posterior: (B, K, N)       log P(truth j)
+    log_confusion: (B, A, K, K, N) log P(annotator writes i | truth j), [i, j]; N may be 1: one confusion for all pixels
+    labels:        (B, A, N)       int64 in [0, K) or IGNORE; what is IGNORE does not count, in no sum and in no mean
+and every result is (B,), in nats or as a fraction, the mean over the labels that a patch has, 0 for a patch without labels.
+
+Annotators are taken one by one: nothing of the size of all confusions is made besides the confusions themselves.
+
+Source: Zhang et al., NeurIPS 2020, equations 3 and 4. The released code passes probabilities to a cross-entropy that takes logits; its
+loss does not reach 0 for a perfect network, and its trace weights do not carry over to this one.
+"""
+
+import torch
+from torch import Tensor
+
+from casebook.labels import IGNORE
+
+
+def annotator_nll(log_posterior: Tensor, log_confusion: Tensor, labels: Tensor) -> Tensor:
+    """-log sum_j P(writes what was written | j) P(j), in nats: annotators are independent even of the truth they share."""
+    per_label = [
+        (written_given_truth(log_confusion[:, a], labels[:, a]) + log_posterior).logsumexp(1)
+        for a in range(labels.shape[1])
+    ]
+    return _mean(-torch.stack(per_label, 1), labels != IGNORE)
+
+
+def shared_truth_nll(log_posterior: Tensor, log_confusion: Tensor, labels: Tensor) -> Tensor:
+    """-log sum_j P(j) prod_r P(r writes what was written | j), in nats per label: the annotators share one truth.
+
+    The likelihood of Dawid and Skene (1979) at every pixel. With one annotator it is ``annotator_nll``.
+    """
+    joint = log_posterior
+    for a in range(labels.shape[1]):
+        seen = (labels[:, a] != IGNORE).unsqueeze(1)
+        joint = joint + written_given_truth(log_confusion[:, a], labels[:, a]).where(seen, joint.new_zeros(()))
+    written = (labels != IGNORE).sum((1, 2)).clamp(min=1)
+    return -joint.logsumexp(1).sum(1) / written
+
+
+def written_probability(log_posterior: Tensor, log_confusion: Tensor) -> Tensor:
+    """P(annotator writes i), (B, A, K, N), sums to 1 over i: what an annotator would write, who may not have looked."""
+    per_annotator = [
+        (log_confusion[:, a] + log_posterior.unsqueeze(1)).logsumexp(2) for a in range(log_confusion.shape[1])
+    ]
+    return torch.stack(per_annotator, 1).exp()
+
+
+def believed_trace(posterior: Tensor, log_confusion: Tensor, labels: Tensor) -> Tensor:
+    """sum_j P(j) P(writes j | j), a fraction: how often annotators are right about the class that is believed.
+
+    posterior: (B, K, N), detach it, or the network lowers the trace by changing its mind. A plain trace would weigh the column of a
+    rare class as much as that of the background at every pixel, where nothing was ever observed of it.
+    """
+    per_label = [(_diagonal(log_confusion[:, a]).exp() * posterior).sum(1) for a in range(labels.shape[1])]
+    return _mean(torch.stack(per_label, 1), labels != IGNORE)
+
+
+def plain_trace(log_confusion: Tensor, labels: Tensor) -> Tensor:
+    """sum_j P(writes j | j), in [0, K], as published: all columns alike."""
+    per_label = [_diagonal(log_confusion[:, a]).exp().sum(1) for a in range(labels.shape[1])]
+    return _mean(torch.stack(per_label, 1), labels != IGNORE)
+
+
+def inactive_pull(posterior: Tensor, log_confusion: Tensor, average: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy, in nats, from an annotator's average column j to the column at each pixel, where j is *not* believed.
+
+    The column of a class that a pixel does not have is seen by no likelihood; without a pull it wanders, and the label swap waits there.
+    posterior: (B, K, N), detached. average: (A, K, K), the annotators' confusions over the pixels where j is believed, detached.
+    """
+    disbelief = (1 - posterior) / max(posterior.shape[1] - 1, 1)
+    per_label = []
+    for a in range(labels.shape[1]):
+        cross_entropy = -(average[a].unsqueeze(-1) * log_confusion[:, a]).sum(1)  # (B, K, N) over j
+        per_label.append((cross_entropy * disbelief).sum(1))
+    return _mean(torch.stack(per_label, 1), labels != IGNORE)
+
+
+def written_given_truth(log_confusion: Tensor, labels: Tensor) -> Tensor:
+    """The rows that one annotator's labels pick: log_confusion (B, K, K, N or 1), labels (B, N) -> (B, K, N) over the truth j."""
+    batch, classes, _, _ = log_confusion.shape
+    row = labels.where(labels != IGNORE, torch.zeros_like(labels))
+    index = row.view(batch, 1, 1, -1).expand(-1, 1, classes, -1)
+    return log_confusion.expand(-1, -1, -1, labels.shape[1]).gather(1, index).squeeze(1)
+
+
+def _diagonal(log_confusion: Tensor) -> Tensor:
+    """(B, K, K, N) -> (B, K, N)."""
+    return log_confusion.diagonal(dim1=1, dim2=2).movedim(-1, 1)
+
+
+def _mean(per_label: Tensor, seen: Tensor) -> Tensor:
+    """(B, A, N) -> (B,), the mean over what was seen; 0 where nothing was."""
+    per_label = per_label.expand(seen.shape).where(seen, per_label.new_zeros(()))
+    return per_label.sum((1, 2)) / seen.sum((1, 2)).clamp(min=1)

@@ -1,0 +1,205 @@
+"""Methods that doubt labels while they train: effective supervision, mean teacher, co-teaching; and those that keep all answers."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from casebook.labels import IGNORE
+from rayters.gaze import FixedGaze
+from rayters.methods import CoTeaching, EffectiveSupervision, MeanTeacher, Method, Pionono, ProbabilisticUNet
+from rayters.methods.co_teaching import easy_patches, easy_pixels, taught
+from rayters.methods.effective_supervision import band_mean, near_boundary, pixel_weight, uncertainty
+from rayters.methods.latent import kl_of_gaussians
+from rayters.methods.mean_teacher import probably_wrong
+from rayters.methods.targets import votes
+from rayters.networks.backbone import UNet
+from rayters.networks.task import Task
+
+TASK = Task(channels=1, classes=2, annotators=2, patch_px=(8, 8))
+
+
+def net_of(method: Method) -> nn.Module:
+    torch.manual_seed(0)
+    return method.build(TASK, lambda: FixedGaze().build(TASK, UNet(width=4)))
+
+
+def squares(count: int = 4) -> Tensor:
+    """labels (B, 2, 8, 8): two annotators who agree on a square."""
+    labels = torch.zeros(count, 2, 8, 8).long()
+    labels[:, :, 2:6, 2:6] = 1
+    return labels
+
+
+def one_hot(label: Tensor) -> Tensor:
+    return votes(label.unsqueeze(1), 2)
+
+
+def sure(label: Tensor, p: float = 0.95) -> Tensor:
+    """A posterior (B, 2, *S) that believes in ``label`` with probability p."""
+    return one_hot(label) * p + (1 - one_hot(label)) * (1 - p)
+
+
+def test_uncertainty_is_one_for_a_coin_zero_for_certainty_and_has_no_gradient():
+    logits = torch.tensor([[0.0, 0.0], [50.0, -50.0]])[..., None].requires_grad_()
+    found = uncertainty(logits.softmax(1))
+    assert found.flatten().tolist() == pytest.approx([1, 0], abs=1e-6)
+    assert not found.requires_grad
+
+
+def test_a_sure_teacher_overrules_the_label_an_unsure_one_halves_it():
+    target, teacher = one_hot(torch.zeros(1, 3).long()), sure(torch.tensor([[0, 1, 1]]))
+    unsure = torch.tensor([[0.1, 0.1, 0.9]])
+    assert pixel_weight(target, teacher, unsure, rule="correct", sure=0.3).tolist() == [[0, 1, 0.5]]
+    assert pixel_weight(target, teacher, unsure, rule="blend", sure=0.3).equal(unsure)
+    assert pixel_weight(target, teacher, unsure, rule="none", sure=0.3).tolist() == [[0, 0, 0]]
+
+
+def test_labels_along_their_own_boundary_are_kept():
+    label = squares(1)[:, 0]
+    near = near_boundary(one_hot(label), 1)
+    assert near[0, 2:6, 2:6].sum() == 12  # the square's rim
+    assert near[0].sum() == 12 + 16  # and what touches it from outside with a side
+    assert near_boundary(one_hot(label), 0).sum() == 0
+    teacher = sure(torch.zeros_like(label))  # sees no square at all
+    method = EffectiveSupervision(boundary_px=1)
+    mixed = method._mixed(one_hot(label), teacher, uncertainty(teacher))
+    assert (mixed[0, 1, 3:5, 3:5] == 0).all()
+    assert mixed[0, 1, 2, 2:6].tolist() == [1, 1, 1, 1]
+
+
+def test_a_few_wrong_foreground_pixels_do_not_vanish_in_the_mean():
+    target, teacher = one_hot(squares(1)[:, 0]), sure(squares(1)[:, 0])
+    values = squares(1)[:, 0].float()
+    assert band_mean(values, target, teacher).item() == 1
+    assert band_mean(values, torch.zeros_like(target), teacher).item() == 0
+
+
+def outputs_of(labels: Tensor, teacher: Tensor) -> dict[str, Tensor]:
+    return {"logits": torch.zeros(len(labels), 2, 8, 8, requires_grad=True), "teacher": teacher}
+
+
+def test_the_suspect_patch_learns_from_the_teacher_instead_of_being_dropped():
+    labels = squares()
+    labels[3] = 1 - labels[3]  # a spoilt picture
+    outputs = outputs_of(labels, sure(squares()[:, 0]))
+    method = EffectiveSupervision(pixel_rule="none", noisy_share=0.25, dice=0)
+    loss = method.loss(outputs, labels, 1.0)
+    assert loss.parts["noisy_patches"] == 0.25
+    loss.total.backward()
+    gradient = outputs["logits"].grad
+    assert gradient[3, 1, 3, 3] < 0  # up towards the square that the teacher sees, against the label
+    assert torch.allclose(gradient[3], gradient[0])
+
+
+def test_in_the_warm_up_nothing_is_believed_but_labels():
+    labels = squares()
+    outputs = outputs_of(labels, sure(1 - labels[:, 0]))
+    plain = EffectiveSupervision(pixel_rule="none", image_rule="none").loss(outputs, labels, 0.9).total
+    assert EffectiveSupervision().loss(outputs, labels, 0.1).total == plain
+    assert EffectiveSupervision(boundary_px=0).loss(outputs, labels, 0.9).total != plain
+
+
+@pytest.mark.parametrize("method", [EffectiveSupervision(), MeanTeacher()], ids=["effective", "mean teacher"])
+def test_the_teacher_only_follows(method):
+    net, labels = net_of(method).train(), squares()
+    for slow, fast in zip(net.teacher.parameters(), net.eye.parameters(), strict=True):
+        assert not slow.requires_grad
+        assert torch.equal(slow, fast)
+    method.loss(net(torch.randn(4, 1, 1, 8, 8), labels), labels, 0.9).total.backward()
+    before = [p.clone() for p in net.teacher.parameters()]
+    with torch.no_grad():
+        for p in net.eye.parameters():
+            p += 1
+    method.after_step(net, 0.9)
+    for slow, old, fast in zip(net.teacher.parameters(), before, net.eye.parameters(), strict=True):
+        assert slow.grad is None
+        assert torch.allclose(slow, (old + fast) / 2)  # the first step goes half of the way, the tenth a tenth
+    assert net.steps == 1
+
+
+def test_confident_learning_flags_the_flipped_pixels_and_no_others():
+    label = squares()[:, 0]
+    flipped = label.clone()
+    flipped[0, 3, 3], flipped[1, 0, 0] = 0, 1
+    teacher = sure(label, 0.9)
+    assert probably_wrong(one_hot(flipped), teacher).nonzero().tolist() == [[0, 3, 3], [1, 0, 0]]
+    assert not probably_wrong(one_hot(label), teacher).any()
+    unseen = flipped.clone()
+    unseen[0, 3, 3] = IGNORE
+    assert probably_wrong(one_hot(unseen), teacher).nonzero().tolist() == [[1, 0, 0]]
+
+
+def test_the_easy_share_is_kept():
+    target = one_hot(squares()[:, 0])
+    cost = torch.arange(4 * 64).view(4, 8, 8).float()
+    assert easy_pixels(cost, target, 0.25).sum() == 64
+    assert easy_patches(cost, target, 0.5).flatten(1).any(1).tolist() == [True, True, False, False]
+    assert easy_pixels(cost, torch.zeros_like(target), 0.5).sum() == 0
+    chosen = easy_pixels(cost, target, 0.25)
+    assert taught(cost, target, chosen).mean() == cost[chosen].mean()
+
+
+def test_each_network_learns_what_its_peer_finds_easy():
+    labels = squares()
+    logits = torch.zeros(4, 2, 8, 8, requires_grad=True)
+    peer = torch.zeros(4, 2, 8, 8)
+    peer[3] = 4 * (1 - one_hot(labels[:, 0]))[3] - 2  # the peer finds patch 3 hard
+    loss = CoTeaching(level="patch", noisy_share=0.25).loss({"logits": logits, "peer_logits": peer}, labels, 1.0)
+    loss.total.backward()
+    assert (logits.grad[3] == 0).all()
+    assert (logits.grad[:3] != 0).any()
+
+
+def test_the_two_networks_of_co_teaching_start_apart():
+    net = net_of(CoTeaching())
+    assert any(not torch.equal(a, b) for a, b in zip(net.eye.parameters(), net.peer.parameters(), strict=True))
+
+
+def test_kl_of_a_gaussian_with_itself_is_nothing_and_by_hand_otherwise():
+    zero, wide = torch.zeros(3), torch.full((3,), 2 * torch.log(torch.tensor(2.0)))
+    assert kl_of_gaussians(zero, zero, zero, zero) == 0
+    by_torch = torch.distributions.kl_divergence(torch.distributions.Normal(1, 1), torch.distributions.Normal(0, 2))
+    assert kl_of_gaussians(zero + 1, zero, zero, wide).item() == pytest.approx(3 * by_torch.item())
+
+
+class Glance(nn.Module):
+    """The smallest eye: two pointwise layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.see, self.head = nn.Conv2d(1, 8, 1), nn.Conv2d(8, 2, 1)
+
+    def forward(self, views: Tensor) -> dict[str, Tensor]:
+        features = self.see(views[:, 0]).relu()
+        return {"logits": self.head(features), "features": features}
+
+
+def taught_styles(method: Method, steps: int = 150) -> tuple[nn.Module, Tensor]:
+    """Two annotators who disagree everywhere, on pictures that tell nothing."""
+    torch.manual_seed(0)
+    net, views = method.build(TASK, Glance).train(), torch.zeros(8, 1, 1, 8, 8)
+    labels = torch.stack([torch.zeros(8, 8, 8), torch.ones(8, 8, 8)], dim=1).long()
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
+    for _ in range(steps):
+        loss = method.loss(net(views, labels), labels, 0.5).total
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return net.eval(), views
+
+
+def test_pionono_tells_two_styles_apart_and_believes_their_mean():
+    method = Pionono()
+    net, views = taught_styles(method)
+    styles = [net.as_annotator(views, a)[:, 1].mean().item() for a in (0, 1)]
+    assert styles[0] < 0.1
+    assert styles[1] > 0.9
+    assert method.predict(net(views)).posterior[:, 1].mean().item() == pytest.approx(0.5, abs=0.1)
+
+
+def test_a_probabilistic_u_nets_samples_are_one_annotator_or_the_other():
+    net, views = taught_styles(ProbabilisticUNet(kl_weight=0.02))
+    torch.manual_seed(0)
+    samples = net.sample(views[:1], 40)[0, :, 1].mean((1, 2))
+    assert ((samples < 0.2) | (samples > 0.8)).float().mean() > 0.7
+    assert 0.2 < samples.mean() < 0.8
