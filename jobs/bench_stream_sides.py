@@ -1,0 +1,381 @@
+"""The two sides of each row of bench_stream.py."""
+
+import gc
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from casebook import Cohort, open_case
+from rayters.patches.batches import local_batches
+from rayters.patches.memory import stream_memory
+from rayters.patches.plan import plan_epoch
+from rayters.patches.sampling import Sampling
+from rayters.patches.share import Share
+from rayters.patches.view import Request, View
+from rayters.reports.rows import Row
+
+BATCH = 32
+ONCE = Sampling()
+Rate = Callable[[], float]
+
+
+def request(size: int, axes: int = 2, scales: tuple[int, ...] = (1,), annotators: tuple[str, ...] = ()) -> Request:
+    views = tuple(View(size_px=(size,) * axes, field_of_view_px0=(size * s,) * axes) for s in scales)
+    return Request(views=views, target=views[0], annotators=annotators)
+
+
+def jittered(cohort: Cohort, size: int, per_block: int) -> Sampling:
+    """As many patches as cover the cohort once."""
+    pixels = sum(prod(row.shape) for row in cohort.cases)
+    return Sampling(
+        patches_per_epoch=max(2 * per_block, pixels // size ** len(cohort.cases[0].shape)), patches_per_block=per_block
+    )
+
+
+def _log(text: str) -> None:
+    with open("/tmp/bench.log", "a") as f:
+        print(f"{time.time():.1f}", text, file=f, flush=True)
+
+
+def in_turn(rounds: int, measured: Mapping[str, Rate]) -> dict[str, float]:
+    """The median of each, measured in turn in every round, so that a busy minute hits all of them."""
+    found: dict[str, list[float]] = {name: [] for name in measured}
+    for _ in range(rounds):
+        for name, rate in measured.items():
+            gc.collect()
+            _log(name)
+            found[name].append(rate())
+            _log(str(found[name][-1]))
+    return {name: statistics.median(values) for name, values in found.items()}
+
+
+def tensors_per_second(batches: Iterable[Mapping[str, Any]], most: int = 1 << 62) -> float:
+    """Patches per second that have become torch tensors, the first batch's start-up included."""
+    start, patches = time.perf_counter(), 0
+    for batch in batches:
+        patches += len(torch.from_numpy(batch["views"]))
+        torch.from_numpy(batch["labels"])
+        if patches >= most:
+            break
+    return patches / (time.perf_counter() - start)
+
+
+# ------------------------------------------------------------------------------------------------ in a Ray Train worker
+
+
+def worker_rows(slide: Cohort, cube: Cohort, rounds: int) -> list[Row]:
+    """Every stream in one Ray Train worker, in turn with the raw decode in the same process."""
+    import ray
+    from ray.train import RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    from rayters.training.stream import StreamConfig, open_stream
+
+    ray.init(
+        address="local", include_dashboard=False, num_cpus=3, log_to_driver=False, runtime_env={"env_vars": _path()}
+    )
+    streams = {
+        "once": (slide, request(256), ONCE),
+        "jittered": (slide, request(256), jittered(slide, 256, 64)),
+        "drawn": (slide, request(256, annotators=slide.annotators), ONCE),
+        "three": (slide, request(256, scales=(1, 2, 4)), ONCE),
+        "volume": (cube, request(64, axes=3), jittered(cube, 64, 16)),
+    }
+    folder = Path(slide.url.removeprefix("file://"))
+    found = folder / "worker.json"
+    trainer = TorchTrainer(
+        _measure,
+        train_loop_config={"rounds": rounds, "found": str(found), "case": slide.cases[0].url},
+        datasets={name: open_stream(*what, seed=0, cpus_per_read=1) for name, what in streams.items()},
+        dataset_config=StreamConfig(),
+        scaling_config=ScalingConfig(num_workers=1, resources_per_worker={"CPU": 1}),
+        run_config=RunConfig(name=f"bench-{time.time_ns()}", storage_path=str(folder)),
+    )
+    trainer.fit()
+    ray.shutdown()
+    rate = json.loads(found.read_text())
+    patch_mb = 3 * 256 * 256 / 1e6
+    quality = shuffle_quality(slide)
+    return [
+        Row(
+            row="every pixel once, 256 px patches, into torch tensors in a Ray Train worker / raw multi-thread decode of every chunk",
+            value=rate["once own"] * patch_mb, reference=rate["raw"], unit="MB/s", goal=">= 0.90",
+        ),
+        Row(row="  the same through read tasks and the object store / raw decode", value=rate["once tasks"] * patch_mb, reference=rate["raw"], unit="MB/s"),
+        Row(row="  jittered patches, own threads / read tasks", value=rate["jittered own"], reference=rate["jittered tasks"], unit="patches/s"),
+        Row(row="four annotators' layers added / image alone", value=rate["drawn own"], reference=rate["once own"], unit="patches/s", goal=">= 0.8"),
+        Row(row="  the same through read tasks", value=rate["drawn tasks"], reference=rate["once tasks"], unit="patches/s"),
+        Row(row="three views (1x, 2x, 4x field of view) / one view", value=rate["three own"], reference=rate["once own"], unit="patches/s", goal=">= 0.6"),
+        Row(row="  the same through read tasks", value=rate["three tasks"], reference=rate["once tasks"], unit="patches/s"),
+        Row(row="  64^3 patches of the volume, own threads / read tasks", value=rate["volume own"], reference=rate["volume tasks"], unit="patches/s"),
+        Row(row="  distinct blocks in a batch of 32 / if every patch were drawn alone", value=quality[0], reference=quality[1], unit="blocks"),
+    ]  # fmt: skip
+
+
+def _path() -> dict[str, str]:
+    root = Path(__file__).resolve().parents[1]
+    return {"PYTHONPATH": os.pathsep.join([str(root / "platform"), str(root / "storage"), str(root / "jobs")])}
+
+
+def _measure(config: Mapping[str, Any]) -> None:
+    """Runs in the worker."""
+    from ray import train
+
+    from rayters.training.stream import stream_batches
+
+    epochs = iter(range(1_000_000))
+    threads = max(2, len(os.sched_getaffinity(0)))
+
+    def stream(name: str, own: int) -> Rate:
+        shard = train.get_dataset_shard(name)
+        return lambda: tensors_per_second(stream_batches(shard, batch_size=BATCH, epoch=next(epochs), threads=own))
+
+    names = ("once", "jittered", "drawn", "three", "volume")
+    measured: dict[str, Rate] = {"raw": lambda: raw_decode(config["case"], threads)}
+    for name in names:
+        measured |= {f"{name} own": stream(name, threads), f"{name} tasks": stream(name, 0)}
+    for name in ("raw", "once own", "once tasks"):
+        _log("warm " + name)
+        measured[name]()  # libraries load, read tasks start their processes
+    Path(config["found"]).write_text(json.dumps(in_turn(config["rounds"], measured)))
+
+
+def raw_decode(case_url: str, threads: int) -> float:
+    """MB/s of reading every stored chunk of level 0 and decoding it, in threads, and nothing else: the physical limit."""
+    from numcodecs.zstd import Zstd
+
+    info = open_case(case_url).stored.levels[0]
+    files = [
+        path for path in Path(info.url.removeprefix("file://")).rglob("*") if path.is_file() and path.suffix != ".json"
+    ]
+    pieces = [piece for path in files for piece in _frames(path, info)]
+    start = time.perf_counter()
+    with ThreadPoolExecutor(threads) as pool:
+        decoded = sum(pool.map(lambda piece: len(Zstd().decode(_read(*piece))), pieces))
+    return decoded / 1e6 / (time.perf_counter() - start)
+
+
+def _frames(path: Path, info: Any) -> Iterator[tuple[Path, int, int]]:
+    """(file, offset, bytes) of each chunk; a shard ends with its index of (offset, bytes) and a checksum."""
+    size = path.stat().st_size
+    if info.shard == info.chunk:
+        yield path, 0, size
+        return
+    number = prod(s // c for s, c in zip(info.shard, info.chunk, strict=True))
+    index = np.frombuffer(_read(path, size - 16 * number - 4, 16 * number), dtype="<u8").reshape(-1, 2)
+    yield from ((path, int(offset), int(length)) for offset, length in index if length != 2**64 - 1)
+
+
+def _read(path: Path, offset: int, length: int) -> bytes:
+    with path.open("rb", buffering=0) as file:
+        return os.pread(file.fileno(), length, offset)
+
+
+def shuffle_quality(cohort: Cohort) -> tuple[float, float]:
+    """Mean number of distinct blocks in a batch, and what independent draws would give."""
+    plan = plan_epoch(cohort, request(256), jittered(cohort, 256, 64), seed=0, epoch=0)
+    share = Share(plan=plan, rank=0, world=1, batch_size=BATCH)
+    order = np.concatenate([np.concatenate([t.patches for t in group.tasks])[group.order] for group in share.groups()])
+    block = np.searchsorted(plan.first, order, side="right") - 1
+    drawn = np.random.default_rng(0).permutation(block)
+    batches = range(0, len(block) - BATCH + 1, BATCH)
+    return tuple(float(np.mean([len(set(each[b : b + BATCH])) for b in batches])) for each in (block, drawn))  # type: ignore[return-value]
+
+
+# ------------------------------------------------------------------------------------------------ peers, in this process
+
+
+def peer_rows(slide: Cohort, cube: Cohort, folder: Path, rounds: int) -> list[Row]:
+    import bench_stream_peers as peers
+
+    most = 1024
+    ours = {
+        "ours": lambda: tensors_per_second(_local(slide, 256, 64), 4 * most),
+        "ours volume": lambda: tensors_per_second(_local(cube, 64, 16), most),
+    }
+    rate = in_turn(rounds, ours | peers.slide_peers(slide, folder, most) | peers.volume_peers(cube, folder, most // 4))
+    slides = {name: value for name, value in rate.items() if name.startswith("slide: ")}
+    volumes = {name: value for name, value in rate.items() if name.startswith("volume: ")}
+    best, best_volume = max(slides, key=slides.__getitem__), max(volumes, key=volumes.__getitem__, default="")
+    rows = [
+        Row(
+            row="jittered random patches / the best of MONAI PatchWSIDataset (openslide, cucim where it installs), TorchIO Queue (volumes), torch DataLoader + zarr-python with 2 workers",
+            value=rate["ours"], reference=rate[best], unit="patches/s", goal=">= 3",
+        )
+    ]  # fmt: skip
+    rows += [
+        Row(row=f"  jittered random patches / {name}", value=rate["ours"], reference=v, unit="patches/s")
+        for name, v in slides.items()
+    ]
+    blosc = rate.get("volume: nnU-Net's blosc2 way")
+    rows.append(
+        Row(
+            row="64^3 patches of a volume / nnU-Net's blosc2 way",
+            value=rate["ours volume"],
+            reference=blosc,
+            unit="patches/s",
+            goal=">= 1.5",
+        )
+    )
+    rows += [
+        Row(row=f"  64^3 patches / {name}", value=rate["ours volume"], reference=v, unit="patches/s")
+        for name, v in volumes.items()
+    ]
+    print(f"best peer: {best}; {best_volume}; not installed: {peers.absent()}", flush=True)
+    return rows
+
+
+def _local(cohort: Cohort, size: int, per_block: int) -> Iterator[Mapping[str, Any]]:
+    axes = len(cohort.cases[0].shape)
+    what = request(size, axes=axes)
+    return local_batches(cohort, what, jittered(cohort, size, per_block), batch_size=BATCH, seed=0, epoch=0, threads=2)
+
+
+# ------------------------------------------------------------------------------------------------ object store
+
+
+def store_rows(slide: Cohort, store: str | None, rounds: int) -> list[Row]:
+    """The slide's table points to a copy in the store; the copy is made once."""
+    name = "from the real object store / from local disk"
+    if store is None:
+        return [Row(row=name, value=float("nan"), unit="patches/s", goal=">= 0.5, and >= 2 x s3fs + zarr-python")]
+    import bench_stream_peers as peers
+
+    url = peers.copy_to(store, slide.cases[0].url)
+    there = replace(slide, cases=(replace(slide.cases[0], url=url),))
+    most = 2048
+    rate = in_turn(rounds, {
+        "there": lambda: tensors_per_second(_local(there, 256, 64), most),
+        "here": lambda: tensors_per_second(_local(slide, 256, 64), most),
+        "s3fs": lambda: peers.zarr_patches(url, most // 8),
+    })  # fmt: skip
+    return [
+        Row(row=name, value=rate["there"], reference=rate["here"], unit="patches/s", goal=">= 0.5"),
+        Row(row="  from the real object store / s3fs + zarr-python", value=rate["there"], reference=rate["s3fs"], unit="patches/s", goal=">= 2"),
+    ]  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------ memory
+
+
+def memory_rows(folder: Path, slide: Cohort, side: int) -> list[Row]:
+    """Peak resident bytes of a process that streams, each in a process of its own."""
+    import bench_stream_scene as scene
+
+    small_side = max(2048, int(side / 10**0.5) // 2048 * 2048)
+    small = scene.slide_cohort(folder, small_side)
+    ones = {name: _peak(cohort.url) for name, cohort in (("small", small), ("large", slide))}
+    what, sampling = request(256, annotators=slide.annotators), ONCE
+    predicted = stream_memory(slide, what, sampling, batch_size=BATCH, threads=2).worker_reading
+    return [
+        Row(
+            row="peak memory at 10x the slide area / at 1x",
+            value=ones["large"]["peak"] / 2**20, reference=ones["small"]["peak"] / 2**20, unit="MiB", goal="<= 1.1",
+        ),
+        Row(row="  of the stream alone: measured / predicted by the budget", value=ones["large"]["stream"] / 2**20, reference=predicted / 2**20, unit="MiB", goal="<= 1"),
+    ]  # fmt: skip
+
+
+def _peak(cohort_url: str) -> dict[str, int]:
+    code = "import bench_stream_sides as s, sys, json; print(json.dumps(s.streamed_peak(sys.argv[1])))"
+    out = subprocess.run(
+        [sys.executable, "-c", code, cohort_url], env=os.environ | _path(), check=True, capture_output=True, text=True
+    )
+    found: dict[str, int] = json.loads(out.stdout.splitlines()[-1])
+    return found
+
+
+def streamed_peak(cohort_url: str) -> dict[str, int]:
+    """Peak resident bytes over a fixed number of patches, and by how much they exceed what was there before."""
+    from casebook import open_cohort
+
+    cohort = open_cohort(cohort_url)
+    what = request(256, annotators=cohort.annotators)
+    before = _status("VmRSS")
+    batches = local_batches(cohort, what, ONCE, batch_size=BATCH, seed=0, epoch=0, threads=2)
+    tensors_per_second(batches, 4096)
+    peak = _status("VmHWM")
+    return {"peak": peak, "stream": peak - before}
+
+
+def _status(name: str) -> int:
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
+    return int(line.split()[1]) * 1024
+
+
+# ------------------------------------------------------------------------------------------------ simulated nodes
+
+
+def node_rows(cohort: Cohort, seconds: float) -> list[Row]:
+    """Nodes of one reading CPU each; every read sleeps, so that nodes and not this machine's cores decide."""
+    rate = {nodes: _cluster_rate(cohort, nodes, seconds) for nodes in (1, 2, 4)}
+    return [
+        Row(
+            row=f"{nodes} simulated nodes (cluster_utils, throttled decode so that cores do not decide)",
+            value=rate[nodes] / nodes, reference=rate[1], unit="patches/s and node", goal=">= 0.9 efficiency",
+        )
+        for nodes in (1, 2, 4)
+    ]  # fmt: skip
+
+
+def _cluster_rate(cohort: Cohort, nodes: int, seconds: float) -> float:
+    import ray
+    from ray.cluster_utils import Cluster
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    from rayters.training.stream import StreamConfig, open_stream
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": 2**28})
+    for _ in range(nodes):
+        cluster.add_node(num_cpus=1, object_store_memory=2**28, resources={"reads": 1})
+    environment = {"env_vars": _path() | {"BENCH_READ_SECONDS": str(seconds)}, "worker_process_setup_hook": throttle}
+    ray.init(address=cluster.address, log_to_driver=False, runtime_env=environment)
+    try:
+        ids = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("reads")]
+        sampling = Sampling(patches_per_epoch=24 * 8 * nodes, patches_per_block=8, mix_blocks=2, block_px=512)
+        ds = open_stream(cohort, request(64), sampling, seed=0, cpus_per_read=1)
+        shards = StreamConfig().configure({"train": ds}, nodes, None, ids)
+        consume = ray.remote(num_cpus=0)(_consume)
+        for epoch in (0, 1):  # the first starts the processes
+            start = time.perf_counter()
+            strategies = [NodeAffinitySchedulingStrategy(node, soft=False) for node in ids]
+            ray.get([
+                consume.options(scheduling_strategy=where).remote(shard["train"], epoch)
+                for where, shard in zip(strategies, shards, strict=True)
+            ])  # fmt: skip
+            wall = time.perf_counter() - start
+        return 24 * 8 * nodes / wall
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+
+
+def _consume(shard: Any, epoch: int) -> int:
+    from rayters.training.stream import stream_batches
+
+    return sum(len(batch["patch"]) for batch in stream_batches(shard, batch_size=8, epoch=epoch))
+
+
+def throttle() -> None:
+    """In every worker process: a read takes at least so long, as if the decoder were slower."""
+    import rayters.patches.read as read
+
+    fetch, seconds = read.fetch_views, float(os.environ["BENCH_READ_SECONDS"])
+
+    def slow(*arguments: Any) -> Any:
+        time.sleep(seconds)
+        return fetch(*arguments)
+
+    read.fetch_views = slow
