@@ -51,9 +51,9 @@ def test_files_stay_readable() -> None:
         str(path): lines
         for root in SOURCES
         for path in root.rglob("*.py")
-        if (lines := path.read_text().count("\n")) > 300
+        if (lines := path.read_text().count("\n")) > 400
     }
-    assert not long, f"a file is a concept of 40-200 lines: {long}"
+    assert not long, f"a file is a concept of 40-200 lines, never more than 400: {long}"
 
 
 def test_the_cluster_file_is_what_ray_up_accepts() -> None:
