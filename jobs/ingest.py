@@ -24,7 +24,7 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 from tqdm import tqdm
@@ -39,6 +39,8 @@ class Job:
     """Turn a folder of images and of every annotator's masks into a cohort."""
 
     ingest: Annotated[Ingest, tyro.conf.arg(name="")]
+    address: str | None = None
+    """Ray cluster ('auto', 'ray://host:10001') whose machines write the blocks, through Dask-on-Ray; without it, threads here."""
     json: Path | None = None
     """Write the final table to this file."""
 
@@ -51,7 +53,7 @@ def main(job: Job) -> int:
         bar.set_description(name, refresh=True)
 
     try:
-        outcome = ingest(job.ingest, progress=progress)
+        outcome = ingest(job.ingest, scheduler=scheduler(job.address), progress=progress)
     except CasebookError as error:
         bar.close()
         print(f"nothing was ingested: {error}", file=sys.stderr)
@@ -61,6 +63,21 @@ def main(job: Job) -> int:
     if job.json:
         job.json.write_text(json.dumps(rows(outcome), indent=2))
     return 1 if outcome.failures or outcome.cohort is None else 0
+
+
+def scheduler(address: str | None) -> Any:
+    """What dask runs the blocks with.
+
+    Dask-on-Ray and not Ray tasks of our own: the casebook knows dask only, so the same graph runs with threads, processes or
+    a cluster, and one adapter of Ray's replaces code of ours. The target must be a store that all machines reach.
+    """
+    if address is None:
+        return None
+    import ray
+    from ray.util.dask import ray_dask_get
+
+    ray.init(address=address, log_to_driver=False)
+    return ray_dask_get
 
 
 def rows(outcome: Outcome) -> list[dict[str, object]]:

@@ -106,7 +106,12 @@ def _multiscale(
         datasets.append(v05.Dataset(path=str(level), coordinateTransformations=transforms))
     spatial = [v05.SpaceAxis(name=axis, unit="micrometer") for axis in axes]
     channel = [v05.ChannelAxis(name="c")] if image else []
-    return v05.Multiscale(name=name, axes=[*channel, *spatial], datasets=datasets, type="mean" if image else "mode")
+    method = "mean" if image else "mode"
+    about = {
+        "method": f"casebook.pyramid.{method}_down",
+        "description": f"2x {method} of neighbours, finest axes first",
+    }
+    return v05.Multiscale(name=name, axes=[*channel, *spatial], datasets=datasets, type=method, metadata=about)
 
 
 def _rendering(channels: int, dtype: str) -> Any:

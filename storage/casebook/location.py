@@ -69,7 +69,7 @@ def check_name(name: str, what: str) -> str:
 
 def safe_name(text: str) -> str:
     """The nearest name that `check_name` accepts."""
-    return re.sub(r"[^A-Za-z0-9._@+=-]+", "-", text).strip("-._")[:127] or "unnamed"
+    return re.sub(r"[^A-Za-z0-9._@+=-]+", "-", text).strip("-._@+=")[:127].rstrip(".") or "unnamed"
 
 
 def relative_to(url: str, folder: str) -> str:

@@ -145,6 +145,8 @@ def as_labels(labels: Any) -> LabelSource:
 
 def check_labels(block: NDArray[np.uint8], classes: tuple[str, ...], layer: str) -> NDArray[np.uint8]:
     """The block itself, once every value is a class or IGNORE."""
+    if not block.size or int(block.max()) < len(classes):
+        return block
     present = np.flatnonzero(np.bincount(block.reshape(-1), minlength=256))
     if strange := [int(value) for value in present if value >= len(classes) and value != IGNORE]:
         shown = ", ".join(str(v) for v in strange[:6]) + (" ..." if len(strange) > 6 else "")

@@ -57,7 +57,8 @@ def write_case(
     for layer in drawings:
         group = label_group(layer=layer, axes=axes, factors=factors, spacing_um=spacing_um, classes=classes)
         write_json(join(place, "labels", layer.id, "zarr.json"), group)
-    write_json(join(place, "labels", "zarr.json"), labels_registry(tuple(layer.id for layer in drawings)))
+    if drawings:
+        write_json(join(place, "labels", "zarr.json"), labels_registry(tuple(layer.id for layer in drawings)))
     title = name or default_name(place)
     ours: dict[str, Any] = {
         "name": title,
