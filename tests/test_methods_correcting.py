@@ -8,7 +8,7 @@ from casebook.labels import IGNORE
 from rayters.gaze import FixedGaze
 from rayters.methods import CoTeaching, EffectiveSupervision, MeanTeacher, Method, Pionono, ProbabilisticUNet
 from rayters.methods.co_teaching import easy_patches, easy_pixels, taught
-from rayters.methods.effective_supervision import band_mean, near_boundary, pixel_weight, uncertainty
+from rayters.methods.effective_supervision import band_mean, near_boundary, pixel_weights, uncertainty
 from rayters.methods.latent import kl_of_gaussians
 from rayters.methods.mean_teacher import probably_wrong
 from rayters.methods.targets import votes
@@ -46,12 +46,15 @@ def test_uncertainty_is_one_for_a_coin_zero_for_certainty_and_has_no_gradient():
     assert not found.requires_grad
 
 
-def test_a_sure_teacher_overrules_the_label_an_unsure_one_halves_it():
-    target, teacher = one_hot(torch.zeros(1, 3).long()), sure(torch.tensor([[0, 1, 1]]))
-    unsure = torch.tensor([[0.1, 0.1, 0.9]])
-    assert pixel_weight(target, teacher, unsure, rule="correct", sure=0.3).tolist() == [[0, 1, 0.5]]
-    assert pixel_weight(target, teacher, unsure, rule="blend", sure=0.3).equal(unsure)
-    assert pixel_weight(target, teacher, unsure, rule="none", sure=0.3).tolist() == [[0, 0, 0]]
+def test_a_sure_teacher_overrules_the_label_and_an_unsure_one_only_weakens_it():
+    target, pseudo = one_hot(torch.zeros(1, 3).long()), one_hot(torch.tensor([[0, 1, 1]]))
+    unsure = torch.tensor([[0.25, 0.25, 0.75]])
+    weights = {
+        rule: pixel_weights(target, pseudo, unsure, rule=rule, sure=0.3) for rule in ("correct", "blend", "none")
+    }
+    assert [w.tolist() for w in weights["correct"]] == [[[1, 0, 0.25]], [[0, 1, 0]]]
+    assert [w.tolist() for w in weights["blend"]] == [[[0.75, 0.75, 0.25]], [[0.25, 0.25, 0.75]]]
+    assert [w.tolist() for w in weights["none"]] == [[[1, 1, 1]], [[0, 0, 0]]]
 
 
 def test_labels_along_their_own_boundary_are_kept():
@@ -60,11 +63,12 @@ def test_labels_along_their_own_boundary_are_kept():
     assert near[0, 2:6, 2:6].sum() == 12  # the square's rim
     assert near[0].sum() == 12 + 16  # and what touches it from outside with a side
     assert near_boundary(one_hot(label), 0).sum() == 0
-    teacher = sure(torch.zeros_like(label))  # sees no square at all
+    logits = torch.zeros(1, 2, 8, 8, requires_grad=True)
+    pseudo = one_hot(torch.zeros_like(label))  # the teacher sees no square at all
     method = EffectiveSupervision(boundary_px=1)
-    mixed = method._mixed(one_hot(label), teacher, uncertainty(teacher))
-    assert (mixed[0, 1, 3:5, 3:5] == 0).all()
-    assert mixed[0, 1, 2, 2:6].tolist() == [1, 1, 1, 1]
+    method._pixelwise(logits.log_softmax(1), one_hot(label), pseudo, torch.zeros(1, 8, 8)).sum().backward()
+    assert (logits.grad[0, 1, 3:5, 3:5] > 0).all()  # inside, the teacher is believed: down
+    assert (logits.grad[0, 1, 2, 2:6] < 0).all()  # on the rim, the label: up
 
 
 def test_a_few_wrong_foreground_pixels_do_not_vanish_in_the_mean():
@@ -113,7 +117,7 @@ def test_the_teacher_only_follows(method):
     method.after_step(net, 0.9)
     for slow, old, fast in zip(net.teacher.parameters(), before, net.eye.parameters(), strict=True):
         assert slow.grad is None
-        assert torch.allclose(slow, (old + fast) / 2)  # the first step goes half of the way, the tenth a tenth
+        assert torch.allclose(slow, old + (fast - old) * 10 / 11, atol=1e-6)
     assert net.steps == 1
 
 

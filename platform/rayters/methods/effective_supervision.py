@@ -5,7 +5,7 @@ Source: Shi and Wu, Distilling effective supervision for robust medical image se
 labels; image-level learning as a complement), the choices below are ours, each a field.
 
 pixel:  u = entropy of the teacher's mean over ``passes`` noisy looks, in [0, 1], no gradient
-        loss = (1 - w) CE(p, label) + w CE(p, pseudo label),  w by ``pixel_rule``
+        loss = v CE(p, label) + w CE(p, pseudo label), over the sum of both weights; v and w by ``pixel_rule``
 image:  the ``noisy_share`` of the patches of a batch with the highest score are not dropped, but learn from pseudo labels
 
 All networks are unsure along *every* boundary, of right labels too. There the label is kept: ``boundary_px`` on either side of it.
@@ -31,21 +31,22 @@ class EffectiveSupervision:
     """Pixel-wise and image-wise robust learning with an averaged teacher.
 
     warm_up: share of the training that is plain supervision, before any estimate is believed.
-    pixel_rule: "blend" w = u. "correct" w = 1 where the teacher is sure (u < ``sure``) and disagrees with the label, both are
-                halved where it is unsure, the label alone counts where they agree. "none" w = 0.
+    pixel_rule: "correct" believes the label where the teacher agrees, the teacher where it disagrees and is sure (u < ``sure``), and
+                the label with weight 1 - u where it disagrees but is unsure. "blend" has v = 1 - u, w = u: a network that is unsure
+                everywhere then teaches itself. "none" believes labels.
     image_rule: how patches are ranked: "loss" of the teacher against the labels, "uncertainty" mean u, "none".
     noisy_share: of patches, estimated; reached half-way through the training.
     """
 
     fusion: Literal["vote", "mean"] = choice("vote", "vote", "mean")
-    warm_up: float = tunable(0.2, low=0.05, high=0.5)
+    warm_up: float = tunable(0.3, low=0.05, high=0.5)
     pixel_rule: Literal["correct", "blend", "none"] = choice("correct", "correct", "blend", "none")
     sure: float = tunable(0.3, low=0.05, high=0.8)
     boundary_px: int = 1
     image_rule: Literal["loss", "uncertainty", "none"] = choice("loss", "loss", "uncertainty", "none")
     noisy_share: float = tunable(0.3, low=0.0, high=0.8)
     pseudo_weight: float = tunable(1.0, low=0.1, high=2.0)  # of the noisy patches, once ramped up
-    dice: float = 1.0  # weight of the soft Dice loss beside the cross-entropy
+    dice: float = tunable(0.0, low=0.0, high=1.0)  # weight of a soft Dice loss beside the cross-entropy
     passes: int = 2  # noisy looks of the teacher
     look_noise: float = 0.2  # standard deviation of the Gaussian noise of a look, in units of the normalised image
     decay: float = tunable(0.99, low=0.9, high=0.999)
@@ -68,12 +69,11 @@ class EffectiveSupervision:
             plain = self._supervised(log_p, target)
             return Loss(per_patch=plain, parts={"supervised": plain.detach().mean()})
         teacher = outputs["teacher"].detach()
-        unsure = uncertainty(teacher)
-        pixelwise = self._supervised(log_p, self._mixed(target, teacher, unsure))
+        unsure, pseudo = uncertainty(teacher), one_hot_top(teacher)
+        pixelwise = self._pixelwise(log_p, target, pseudo, unsure)
         noisy = self._noisy(target, teacher, unsure, progress)
-        pseudo = self._supervised(log_p, one_hot_top(teacher))
         ramp = math.exp(-5 * (1 - progress) ** 2)
-        loss = pixelwise.where(~noisy, self.pseudo_weight * ramp * pseudo)
+        loss = pixelwise.where(~noisy, self.pseudo_weight * ramp * self._supervised(log_p, pseudo))
         return Loss(
             per_patch=loss,
             parts={
@@ -84,13 +84,20 @@ class EffectiveSupervision:
         )
 
     def _supervised(self, log_p: Tensor, target: Tensor) -> Tensor:
-        return per_patch(ce(log_p, target), target) + self.dice * soft_dice(log_p, target)
+        return per_patch(ce(log_p, target), target) + self._dice(log_p, target)
 
-    def _mixed(self, target: Tensor, teacher: Tensor, unsure: Tensor) -> Tensor:
-        """The target of the pixel loss: original labels, pseudo labels, or both in shares; (B, K, *S)."""
-        weight = pixel_weight(target, teacher, unsure, rule=self.pixel_rule, sure=self.sure)
-        weight = weight * ~near_boundary(target, self.boundary_px) * (target.sum(1) > 0)
-        return target.lerp(one_hot_top(teacher), weight.unsqueeze(1))
+    def _pixelwise(self, log_p: Tensor, target: Tensor, pseudo: Tensor, unsure: Tensor) -> Tensor:
+        """The pixel loss from original labels and pseudo labels: (B,)."""
+        label, own = pixel_weights(target, pseudo, unsure, rule=self.pixel_rule, sure=self.sure)
+        kept = near_boundary(target, self.boundary_px)
+        looked = target.sum(1) > 0
+        label, own = label.where(~kept, torch.ones_like(label)) * looked, own * ~kept * looked
+        cost = (label * ce(log_p, target) + own * ce(log_p, pseudo)).flatten(1).sum(1)
+        believed = target.lerp(pseudo, (own / (label + own).clamp_min(1e-6)).unsqueeze(1))
+        return cost / (label + own).flatten(1).sum(1).clamp_min(1) + self._dice(log_p, believed)
+
+    def _dice(self, log_p: Tensor, target: Tensor) -> Tensor:
+        return self.dice * soft_dice(log_p, target) if self.dice else log_p.new_zeros(len(log_p))
 
     def _noisy(self, target: Tensor, teacher: Tensor, unsure: Tensor, progress: float) -> Tensor:
         """Which patches of the batch are the most suspect: (B,) bool."""
@@ -147,14 +154,16 @@ def one_hot_top(posterior: Tensor) -> Tensor:
     return functional.one_hot(posterior.argmax(1), posterior.shape[1]).movedim(-1, 1).to(posterior.dtype)
 
 
-def pixel_weight(target: Tensor, teacher: Tensor, unsure: Tensor, *, rule: str, sure: float) -> Tensor:
-    """How much a pixel believes the pseudo label instead of its label: (B, *S) in [0, 1]."""
+def pixel_weights(target: Tensor, pseudo: Tensor, unsure: Tensor, *, rule: str, sure: float) -> tuple[Tensor, Tensor]:
+    """How much a pixel believes its label, and how much the pseudo label: two (B, *S) in [0, 1]."""
+    one = torch.ones_like(unsure)
     if rule == "none":
-        return torch.zeros_like(unsure)
+        return one, 0 * one
     if rule == "blend":
-        return unsure
-    disagree = target.argmax(1) != teacher.argmax(1)
-    return disagree * torch.where(unsure < sure, 1.0, 0.5)
+        return 1 - unsure, unsure
+    disagree = target.argmax(1) != pseudo.argmax(1)
+    corrected = (disagree & (unsure < sure)).to(unsure.dtype)
+    return one.where(~disagree, 1 - unsure) * (1 - corrected), corrected
 
 
 def near_boundary(target: Tensor, width_px: int) -> Tensor:

@@ -16,12 +16,14 @@ def teacher_of(student: nn.Module) -> nn.Module:
 
 @torch.no_grad()
 def follow(teacher: nn.Module, student: nn.Module, *, decay: float, steps: Tensor) -> None:
-    """Moves the teacher 1 - decay of the way; in the first steps further, so that it does not cling to its initial weights.
+    """Moves the teacher 1 - decay of the way, but never averages over more than the last tenth of all steps so far.
+
+    A slow teacher of a short training would still cling to its first, wrong, weights when it is believed.
 
     steps: a buffer () int64 of the net, counted up here.
     """
     steps += 1
-    reach = max(1 - decay, 1 / (1 + steps.item()))
+    reach = max(1 - decay, 10 / (10 + steps.item()))
     for slow, fast in zip(teacher.parameters(), student.parameters(), strict=True):
         slow.lerp_(fast, reach)
 
