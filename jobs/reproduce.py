@@ -137,9 +137,7 @@ def main(job: Job) -> None:
     ]
     images = read_digits(job.mnist)[: job.digits]
     with connected(cpus=job.max_cpus):
-        results = run_trials(
-            lambda trial: measure(trial, images), trials, Path(job.storage), cpus=job.cpus, gpus=job.gpus
-        )
+        results = run_trials(measure, trials, Path(job.storage), data=images, cpus=job.cpus, gpus=job.gpus)
     lines = summary(job, trials, results)
     print(
         table(

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from casebook import IGNORE
-from rayters.methods import AnnotatorConfusion
+from rayters.methods import AnnotatorConfusion, sentinel
 from rayters.methods.annotator_confusion import AS_PUBLISHED
 from rayters.networks.task import Task
 
@@ -142,3 +142,21 @@ def test_the_published_form_takes_no_side() -> None:
 def test_settings_out_of_range_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         AnnotatorConfusion(**wrong)  # type: ignore[arg-type]
+
+
+def test_without_the_good_annotator_the_cohort_is_reported_and_not_guessed() -> None:
+    views, labels, _ = cohort()
+    task = replace(TASK, annotators=3)
+    for who, state in (([0, 1, 2], "fine"), ([1, 2, 3], "not identifiable")):
+        torch.manual_seed(0)
+        method, chosen = AnnotatorConfusion(), labels[:, who]
+        net = method.build(task, Eye).train()
+        optimizer = torch.optim.Adam(net.parameters(), lr=0.02)
+        for step in range(100):
+            loss = method.loss(net(views, chosen), chosen, step / 100).total
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        outputs = net.eval()(views)
+        twice, sizes = sentinel.overlap(outputs["logits"].argmax(1), method.anchor_target(outputs, chosen))
+        assert sentinel.judge(agreement=float(twice / sizes), average=outputs["average"]).state == state

@@ -29,11 +29,11 @@ from rayters.methods.confusion_loss import (
 )
 from rayters.methods.method import Eye, Loss, Outputs, Prediction, choice, tunable
 from rayters.methods.targets import hard_cross_entropy
-from rayters.methods.trust import complete, count_pairs, settled, trust, weighted_votes
+from rayters.methods.trust import complete, count_pairs, settled, trust, weighted_votes, winner
 from rayters.networks.confusion import Level, build_head, log_confusion
 from rayters.networks.task import Task
 
-STATISTIC_PIXELS = 2048  # of each patch and step
+STATISTIC_PIXELS = 512  # of each patch and step
 MEMORY = 0.98  # of the running statistics, per step: they forget what the net believed fifty steps ago
 
 
@@ -65,7 +65,7 @@ class AnnotatorConfusion:
         "free"  # 'each' forces every annotator to be right half of the time: fails for a blank one
     )
     hidden: int = 16  # features of the confusion head's hidden layer
-    pixels: int = 16384  # confusions of at most so many pixels per patch enter a step, drawn at random
+    pixels: int = 4096  # confusions of at most so many pixels per patch enter a step, drawn at random
 
     def __post_init__(self) -> None:
         for name in ("release", "listen", "warm_up", "ramp"):
@@ -143,10 +143,10 @@ class AnnotatorConfusion:
         classes = log_posterior.shape[1]
         weights = outputs["trust"] if self.anchor != "vote" else torch.full_like(outputs["trust"], 1 / flat.shape[1])
         target = settled(weighted_votes(flat, weights, classes))
-        if progress < self.listen:
+        if progress < self.listen or not (sampled == IGNORE).any():
             return target
         completed = complete(sampled, written_probability(log_posterior, log_a))
-        spoken = torch.einsum("a,bakn->bkn", weights, completed).argmax(1)
+        spoken = winner(torch.einsum("a,bakn->bkn", weights, completed))
         spoken = spoken.where((sampled != IGNORE).any(1), torch.full_like(spoken, IGNORE))
         if "pixels" not in outputs:
             return spoken

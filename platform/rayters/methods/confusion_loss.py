@@ -80,15 +80,15 @@ def inactive_pull(posterior: Tensor, log_confusion: Tensor, average: Tensor, lab
 
 def written_given_truth(log_confusion: Tensor, labels: Tensor) -> Tensor:
     """The rows that one annotator's labels pick: log_confusion (B, K, K, N or 1), labels (B, N) -> (B, K, N) over the truth j."""
-    batch, classes, _, _ = log_confusion.shape
-    row = labels.where(labels != IGNORE, torch.zeros_like(labels))
-    index = row.view(batch, 1, 1, -1).expand(-1, 1, classes, -1)
-    return log_confusion.expand(-1, -1, -1, labels.shape[1]).gather(1, index).squeeze(1)
+    row = log_confusion[:, 0].expand(-1, -1, labels.shape[1])
+    for i in range(1, log_confusion.shape[1]):  # faster, forward and backward, than a gather, for few classes
+        row = torch.where((labels == i).unsqueeze(1), log_confusion[:, i], row)
+    return row
 
 
 def _diagonal(log_confusion: Tensor) -> Tensor:
     """(B, K, K, N) -> (B, K, N)."""
-    return log_confusion.diagonal(dim1=1, dim2=2).movedim(-1, 1)
+    return torch.stack([log_confusion[:, j, j] for j in range(log_confusion.shape[1])], 1)
 
 
 def _mean(per_label: Tensor, seen: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """A sweep: many trials, run by Ray Tune on the cluster it finds. The one file with ray.tune.
 
-A trial is a dict of JSON values, its result another. Each result is written beside the others the moment it is there, under a name made from the
-trial, so a sweep that was killed goes on where it was, and a longer list re-uses what a shorter one measured.
+A trial is a dict of JSON values, its result another. Each result is written beside the others the moment it is there, under a name
+made from the trial, so a sweep that was killed goes on where it was, and a longer list re-uses what a shorter one measured.
 """
 
 import hashlib
@@ -18,17 +18,28 @@ Result = Mapping[str, Any]
 
 
 def run_trials(
-    function: Callable[[Trial], Result], trials: Sequence[Trial], folder: Path, *, cpus: float = 1, gpus: float = 0
+    function: Callable[[Trial, Any], Result],
+    trials: Sequence[Trial],
+    folder: Path,
+    *,
+    data: Any = None,
+    cpus: float = 1,
+    gpus: float = 0,
 ) -> list[Result | None]:
     """The result of each trial, in order; None for one that failed (its traceback is in Ray's log). Needs an initialised Ray.
 
-    folder: where results are kept, one JSON file per trial. cpus, gpus: what one trial occupies.
+    function: (trial, data) -> result. folder: where results are kept, one JSON file per trial.
+    data: shared by all trials through the object store, once per node. cpus, gpus: what one trial occupies.
     """
     folder.mkdir(parents=True, exist_ok=True)
     missing = [trial for trial in trials if read_result(folder, trial) is None]
     if missing:
+
+        def trainable(config: dict[str, Any], data: Any) -> dict[str, Any]:
+            return {"result": dict(function(config["trial"], data))}
+
         tuner = tune.Tuner(
-            tune.with_resources(lambda config: {"result": dict(function(config["trial"]))}, {"cpu": cpus, "gpu": gpus}),
+            tune.with_resources(tune.with_parameters(trainable, data=data), {"cpu": cpus, "gpu": gpus}),
             param_space={"trial": tune.grid_search([dict(trial) for trial in missing])},
             run_config=RunConfig(
                 storage_path=str((folder / "tune").absolute()),
@@ -54,7 +65,7 @@ def write_result(folder: Path, trial: Trial, result: Result) -> None:
     draft.replace(_path(folder, trial))
 
 
-class _Keeper(Callback):  # type: ignore[misc]
+class _Keeper(Callback):
     """Writes each result when its trial ends, in the process that drives the sweep."""
 
     def __init__(self, folder: Path) -> None:
