@@ -18,10 +18,10 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-import bench_stream_scene as scene
-import bench_stream_sides as sides
 import tyro
 
+import bench_stream_scene as scene
+import bench_stream_sides as sides
 from rayters.reports.rows import Row, rows_table, write_rows
 
 
