@@ -29,7 +29,7 @@ from rayters.reports.rows import Row, rows_table, write_rows
 class Bench:
     """The stream's benchmark."""
 
-    quick: bool = False  # a slide of 4096 px and a volume of 128 voxels a side, one round
+    quick: bool = False  # a slide of 8192 px and a volume of 128 voxels a side, one round
     json: str | None = None  # write the table's rows to this file
     folder: str = ""  # where the generated cases lie; () a temporary folder of the system
     side: int = 32_768  # of the slide, in pixels; 32,768 is a gigapixel
@@ -39,7 +39,7 @@ class Bench:
 
 
 def main(bench: Bench) -> None:
-    side, volume, rounds = (4096, 128, 1) if bench.quick else (bench.side, 512, bench.rounds)
+    side, volume, rounds = (8192, 128, 1) if bench.quick else (bench.side, 512, bench.rounds)
     folder = Path(bench.folder or Path(tempfile.gettempdir()) / "rayters-bench-stream")
     slide, cube = scene.slide_cohort(folder, side), scene.volume_cohort(folder, volume)
     rows: list[Row] = []

@@ -99,7 +99,7 @@ def _monai(path: str, reader: str, number: int) -> float:
     rng = np.random.default_rng(0)
     side = 4096
     data = [
-        {"image": path, "patch_location": [int(v) for v in rng.integers(0, side - 256, 2)], "label": 0}
+        {"image": path, "location": [int(v) for v in rng.integers(128, side - 128, 2)], "label": 0}
         for _ in range(number)
     ]
     patches = PatchWSIDataset(data=data, patch_size=256, patch_level=0, reader=reader)
@@ -118,7 +118,8 @@ def volume_peers(cube: Cohort, folder: Path, most: int) -> dict[str, Callable[[]
     if has("blosc2"):
         peers["volume: nnU-Net's blosc2 way"] = lambda: _blosc2(volume, folder, most)
     if has("torchio"):
-        peers["volume: TorchIO Queue"] = lambda: _torchio(volume, min(most, 128))
+        nifti = _nifti(volume, folder)
+        peers["volume: TorchIO Queue"] = lambda: _torchio(nifti, min(most, 128))
     return peers
 
 
@@ -142,10 +143,20 @@ def _blosc2(volume: np.ndarray, folder: Path, number: int) -> float:
     return number / (time.perf_counter() - start)
 
 
-def _torchio(volume: np.ndarray, number: int) -> float:
+def _nifti(volume: np.ndarray, folder: Path) -> str:
+    """Uncompressed: the kindest to TorchIO, which reads a volume whole."""
+    import SimpleITK as sitk
+
+    path = folder / f"volume{volume.shape[-1]}.nii"
+    if not path.exists():
+        sitk.WriteImage(sitk.GetImageFromArray(volume[0]), str(path))
+    return str(path)
+
+
+def _torchio(path: str, number: int) -> float:
     import torchio
 
-    subject = torchio.Subject(image=torchio.ScalarImage(tensor=torch.from_numpy(volume)))
+    subject = torchio.Subject(image=torchio.ScalarImage(path))
     subjects = torchio.SubjectsDataset([subject] * max(1, number // 16))
     sampler = torchio.UniformSampler(64)
     queue = torchio.Queue(subjects, max_length=32, samples_per_volume=16, sampler=sampler, num_workers=0)

@@ -37,6 +37,10 @@ class Slide:
     def shape(self) -> tuple[int, ...]:
         return (3, self.side, self.side)
 
+    @property
+    def identity(self) -> str:
+        return f"bench slide {self.side}"
+
     def read(self, origin: tuple[int, ...], size: tuple[int, ...]) -> NDArray[np.uint8]:
         out = np.empty((3, *size), np.uint8)
         for y in range(origin[0] // TILE * TILE, origin[0] + size[0], TILE):
@@ -55,6 +59,10 @@ class Drawing:
 
     shape: tuple[int, ...]
     bias: float
+
+    @property
+    def identity(self) -> str:
+        return f"bench drawing {self.shape} {self.bias}"
 
     def read(self, origin: tuple[int, ...], size: tuple[int, ...]) -> NDArray[np.uint8]:
         axes = np.ix_(*(np.arange(o, o + n, dtype=np.float32) for o, n in zip(origin, size, strict=True)))

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from casebook import Cohort
 from rayters.patches.ahead import map_ahead
+from rayters.patches.cache import Cache
 from rayters.patches.plan import plan_epoch
 from rayters.patches.read import Block, fetch_block
 from rayters.patches.resume import Leg, rest_of
@@ -31,21 +32,24 @@ def local_batches(
     first_batch: int = 0,
     done: Sequence[Leg] = (),
     threads: int = 0,
+    cache: Cache | None = None,
 ) -> Iterator[Block]:
     """The batches of one worker and epoch, read in this process: columns as read_block, (B, ...), from ``first_batch`` on.
 
     done: legs of this epoch that other numbers of workers have run before; batches count from the last of them.
-    threads: 0 reads when a batch is asked for; more read blocks ahead while batches are used.
+    threads: 0 reads when a batch is asked for; more read blocks ahead while batches are used. cache: for object stores.
     """
     plan = rest_of(plan_epoch(cohort, request, sampling, seed=seed, epoch=epoch), done)
     share = Share(plan=plan, rank=rank, world=world, batch_size=batch_size)
-    yield from own_batches(share, request, sampling.border, first_batch=first_batch, threads=threads)
+    yield from own_batches(share, request, sampling.border, first_batch=first_batch, threads=threads, cache=cache)
 
 
-def own_batches(share: Share, request: Request, border: str, *, first_batch: int, threads: int) -> Iterator[Block]:
+def own_batches(
+    share: Share, request: Request, border: str, *, first_batch: int, threads: int, cache: Cache | None
+) -> Iterator[Block]:
     """The batches of a share, read in this process."""
     tasks = (task for group in share.groups(first_batch) for task in group.tasks)
-    read = partial(fetch_block, request=request, border=border)
+    read = partial(fetch_block, request=request, border=border, cache=cache)
     yield from batches(share, map_ahead(read, tasks, threads=threads, ahead=2 * threads), first_batch)
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from casebook import IGNORE, Case, open_case
+from rayters.patches.cache import Cache, CachedCase
 from rayters.patches.plan import BlockTask
 from rayters.patches.view import Request
 from rayters.patches.window import Windows, downsampling, level_for, mirrored, windows
@@ -21,6 +22,11 @@ from rayters.patches.window import Windows, downsampling, level_for, mirrored, w
 Block = dict[str, NDArray[Any]]  # the columns of a batch: views, labels, patch, case, origin_px0
 
 _open = lru_cache(maxsize=256)(open_case)
+
+
+@lru_cache(maxsize=256)
+def _cached(url: str, cache: Cache) -> CachedCase:
+    return cache.case(_open(url))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -76,22 +82,24 @@ class Fetched:
         batch["origin_px0"][place] = self.task.origins_px0[row]
 
 
-def read_block(task: BlockTask, request: Request, border: str) -> Block:
+def read_block(task: BlockTask, request: Request, border: str, cache: Cache | None = None) -> Block:
     """The patches of a task.
 
     Returns:
         "views" (P, V, C, *S) stored dtype, "labels" (P, A, *S) uint8, "patch" (P,), "case" (P,), "origin_px0" (P, axes) int64.
     """
-    fetched = fetch_block(task, request, border)
+    fetched = fetch_block(task, request, border, cache)
     out = fetched.empty(len(task))
     for row in range(len(task)):
         fetched.copy_patch(row, out, row)
     return out
 
 
-def fetch_block(task: BlockTask, request: Request, border: str) -> Fetched:
+def fetch_block(task: BlockTask, request: Request, border: str, cache: Cache | None = None) -> Fetched:
     """Read what the patches of a task need, and cut nothing yet."""
-    case = _open(task.row.url)
+    case: Case | CachedCase = _open(task.row.url)
+    if cache is not None:
+        case = _cached(task.row.url, cache)
     return Fetched(
         task=task,
         views=fetch_views(case, task, request),
@@ -100,7 +108,7 @@ def fetch_block(task: BlockTask, request: Request, border: str) -> Fetched:
     )
 
 
-def fetch_views(case: Case, task: BlockTask, request: Request) -> tuple[Pixels, ...]:
+def fetch_views(case: Case | CachedCase, task: BlockTask, request: Request) -> tuple[Pixels, ...]:
     """One Pixels per view, views of one level sharing one read."""
     views_of = defaultdict(list)
     for number, view in enumerate(request.views):
@@ -116,7 +124,7 @@ def fetch_views(case: Case, task: BlockTask, request: Request) -> tuple[Pixels, 
     return tuple(found[number] for number in range(len(request.views)))
 
 
-def fetch_labels(case: Case, task: BlockTask, request: Request) -> Pixels:
+def fetch_labels(case: Case | CachedCase, task: BlockTask, request: Request) -> Pixels:
     """(A, *box) in the order of request.annotators; a plane of IGNORE for who drew nothing in this case."""
     level = level_for(request.target, case.shapes)
     shape = case.shapes[level]

@@ -36,6 +36,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from casebook import Cohort
 from rayters.patches.batches import Arrived, batches, own_batches
+from rayters.patches.cache import Cache
 from rayters.patches.memory import refuse_if_over, stream_memory
 from rayters.patches.plan import BlockTask, plan_epoch
 from rayters.patches.read import Block, read_block
@@ -56,6 +57,7 @@ class Source:
     request: Request
     sampling: Sampling
     seed: int
+    cache: Cache | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,6 +126,7 @@ def open_stream(
     seed: int,
     cpus_per_read: float = 0.5,
     locality: Literal["node", "spread"] = "node",
+    cache: Cache | None = None,
 ) -> Dataset:
     """A Dataset of patches for ``TorchTrainer(datasets={"train": ...}, dataset_config=StreamConfig())``.
 
@@ -134,7 +137,7 @@ def open_stream(
     place = Place(stream=uuid4().hex, cpus_per_read=cpus_per_read, locality=locality)
     handle = board()
     _boards.append(handle)
-    source = Source(cohort=cohort, request=request, sampling=sampling, seed=seed)
+    source = Source(cohort=cohort, request=request, sampling=sampling, seed=seed, cache=cache)
     ray.get(handle.add.remote(place.stream, [ray.put(source)]))
     return dataset_for(place, node=None)
 
@@ -145,14 +148,18 @@ def dataset_for(place: Place, node: str | None) -> Dataset:
     memory = stream_memory(source.cohort, source.request, source.sampling, batch_size=1)
     available = int(ray.cluster_resources().get("object_store_memory", 0))  # type: ignore[no-untyped-call]
     refuse_if_over(place.world * memory.store, available, "Ray's object store", source.sampling)
-    strategy: Any = "SPREAD"
+    context = DataContext.get_current()
+    usual = context.scheduling_strategy
     if node is not None and place.locality == "node":
-        strategy = NodeAffinitySchedulingStrategy(node, soft=True)
-    ds: Dataset = ray.data.read_datasource(
-        PatchSource(place, memory.patch, estimated_patches(source) // place.world),
-        override_num_blocks=1,  # the plan knows how many; without this, Ray splits blocks up
-        ray_remote_args={"num_cpus": place.cpus_per_read, "scheduling_strategy": strategy},
-    )
+        context.scheduling_strategy = NodeAffinitySchedulingStrategy(node, soft=True)
+    try:
+        ds: Dataset = ray.data.read_datasource(
+            PatchSource(place, memory.patch, estimated_patches(source) // place.world),
+            num_cpus=place.cpus_per_read,
+            override_num_blocks=1,  # the plan knows how many; without this, Ray splits blocks up
+        )
+    finally:
+        context.scheduling_strategy = usual
     ds.context.set_config(PLACE, place)
     ds.context.target_max_block_size = None  # one task, one block: the worker counts on it
     ds.context.enable_progress_bars = False
@@ -210,7 +217,14 @@ def stream_batches(
     wish = Wish(epoch=epoch, first_batch=first_batch, batch_size=batch_size, done=tuple(done))
     share, source = share_of(place, wish), source_of(place)
     if threads:
-        yield from own_batches(share, source.request, source.sampling.border, first_batch=first_batch, threads=threads)
+        yield from own_batches(
+            share,
+            source.request,
+            source.sampling.border,
+            first_batch=first_batch,
+            threads=threads,
+            cache=source.cache,
+        )
         return
     ray.get(board().post.remote(place, wish))
     # None means whole blocks; Ray's annotation does not know
@@ -249,15 +263,17 @@ class PatchSource(Datasource):
             )
         source, share = source_of(self.place), share_of(self.place, wish)
         return [
-            read_task(task, source.request, source.sampling.border, self.bytes_per_patch)
+            read_task(task, source, self.bytes_per_patch)
             for group in share.groups(wish.first_batch)
             for task in group.tasks
         ]
 
 
-def read_task(task: BlockTask, request: Request, border: str, bytes_per_patch: int) -> ReadTask:
+def read_task(task: BlockTask, source: Source, bytes_per_patch: int) -> ReadTask:
+    request, border, cache = source.request, source.sampling.border, source.cache  # not the cohort: it stays here
+
     def read() -> list[pa.Table]:
-        return [table(read_block(task, request, border))]
+        return [table(read_block(task, request, border, cache))]
 
     return ReadTask(read, metadata(len(task), bytes_per_patch))
 
