@@ -30,7 +30,9 @@ def test_the_main_job_ends_with_a_table_rows_and_a_picture(tmp_path: Path) -> No
     assert "next" in done.stdout
 
 
-@pytest.mark.parametrize("job", sorted(path.name for path in (ROOT / "jobs").glob("*.py") if "__main__" in path.read_text()))
+@pytest.mark.parametrize(
+    "job", sorted(path.name for path in (ROOT / "jobs").glob("*.py") if "__main__" in path.read_text())
+)
 def test_every_job_teaches_with_help(job: str, tmp_path: Path) -> None:
     done = run_job(str(ROOT / "jobs" / job), "--help", folder=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]

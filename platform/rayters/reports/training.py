@@ -97,7 +97,7 @@ WORDS = {"AnnotatorConfusion": "annotator confusion", "MajorityVote": "majority 
 def contest_rows(contenders: Sequence[Contender]) -> list[Row]:
     """The last contender against the first, against the reference or, without one, against the annotators."""
     first, last = contenders[0], contenders[-1]
-    names = " / ".join(WORDS.get(each.method, each.method) for each in dict.fromkeys((last, first)))
+    names = " / ".join(WORDS.get(name, name) for name in dict.fromkeys((last.method, first.method)))
     pairs: list[tuple[str, list[float], list[float], str]] = [
         ("Dice", last.dice(), first.dice(), "clearly > 1"),
         ("confusion RMSE", last.confusion_error(), first.confusion_error(), "< 1"),
