@@ -36,7 +36,7 @@ class SoftLabels:
     """
 
     loss_name: Literal["nce+rce", "nce+mae", "nfl+rce", "nfl+mae"] = choice(
-        "nfl+mae", "nce+rce", "nce+mae", "nfl+rce", "nfl+mae"
+        "nce+rce", "nce+rce", "nce+mae", "nfl+rce", "nfl+mae"
     )
     variant: Variant = choice("confidence_weighted", "confidence_weighted", "proper")
     active: float = tunable(1.0, low=0.1, high=10.0, log=True)
@@ -44,7 +44,7 @@ class SoftLabels:
     gamma: float = tunable(0.5, low=0.0, high=2.0)
     dice: float = tunable(1.0, low=0.0, high=2.0)
     blur_px: float = tunable(1.0, low=0.0, high=2.0)
-    prior_trust: float = tunable(1.0, low=0.5, high=1.0)
+    prior_trust: float = tunable(0.7, low=0.5, high=1.0)
     clip: float = 0.01
     annotator_weights: tuple[float, ...] = ()
     region: int = -1
