@@ -145,11 +145,11 @@ def _blosc2(volume: np.ndarray, folder: Path, number: int) -> float:
 
 def _nifti(volume: np.ndarray, folder: Path) -> str:
     """Uncompressed: the kindest to TorchIO, which reads a volume whole."""
-    import SimpleITK as sitk
+    import SimpleITK
 
     path = folder / f"volume{volume.shape[-1]}.nii"
     if not path.exists():
-        sitk.WriteImage(sitk.GetImageFromArray(volume[0]), str(path))
+        SimpleITK.WriteImage(SimpleITK.GetImageFromArray(volume[0]), str(path))
     return str(path)
 
 
