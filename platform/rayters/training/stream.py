@@ -18,7 +18,9 @@ unequal size is nobody's plan; and one coordinator is a bottleneck for many work
 integers, epoch and batch, say exactly what has been seen.
 """
 
+import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any, Literal
@@ -32,6 +34,7 @@ from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 from ray.data.extensions import ArrowTensorArray
 from ray.train import DataConfig
+from ray.util.annotations import RayDeprecationWarning
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from casebook import Cohort
@@ -148,22 +151,31 @@ def dataset_for(place: Place, node: str | None) -> Dataset:
     memory = stream_memory(source.cohort, source.request, source.sampling, batch_size=1)
     available = int(ray.cluster_resources().get("object_store_memory", 0))  # type: ignore[no-untyped-call]
     refuse_if_over(place.world * memory.store, available, "Ray's object store", source.sampling)
-    context = DataContext.get_current()
-    usual = context.scheduling_strategy
-    if node is not None and place.locality == "node":
-        context.scheduling_strategy = NodeAffinitySchedulingStrategy(node, soft=True)
-    try:
+    with _reading_on(node if place.locality == "node" else None):
         ds: Dataset = ray.data.read_datasource(
             PatchSource(place, memory.patch, estimated_patches(source) // place.world),
             num_cpus=place.cpus_per_read,
             override_num_blocks=1,  # the plan knows how many; without this, Ray splits blocks up
         )
-    finally:
-        context.scheduling_strategy = usual
     ds.context.set_config(PLACE, place)
     ds.context.target_max_block_size = None  # one task, one block: the worker counts on it
     ds.context.enable_progress_bars = False
     return ds
+
+
+@contextmanager
+def _reading_on(node: str | None) -> Iterator[None]:
+    """Datasets made in the block prefer a node. Ray 2.60 calls both ways of saying so deprecated, and has no third."""
+    context = DataContext.get_current()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RayDeprecationWarning)
+        usual = context.scheduling_strategy
+        if node is not None:
+            context.scheduling_strategy = NodeAffinitySchedulingStrategy(node, soft=True)
+        try:
+            yield
+        finally:
+            context.scheduling_strategy = usual
 
 
 class StreamConfig(DataConfig):
