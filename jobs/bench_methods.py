@@ -126,4 +126,4 @@ def peak_memory(step: Callable[[], None]) -> float:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Job))
+    main(tyro.cli(Job, description=__doc__))

@@ -61,4 +61,4 @@ def main(bench: Bench) -> None:
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parent))
-    main(tyro.cli(Bench))
+    main(tyro.cli(Bench, description=__doc__))

@@ -358,4 +358,4 @@ def _cells(line: Mapping[str, Any]) -> list[str]:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Job))
+    main(tyro.cli(Job, description=__doc__))
