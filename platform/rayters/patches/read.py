@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,14 @@ _open = lru_cache(maxsize=256)(open_case)
 @lru_cache(maxsize=256)
 def _cached(url: str, cache: Cache) -> CachedCase:
     return cache.case(_open(url))
+
+
+class HasPixels(Protocol):
+    """An image with its pyramid: a case on disk, one behind a cache, or one in memory."""
+
+    @property
+    def shapes(self) -> tuple[tuple[int, ...], ...]: ...
+    def read_image(self, level: int, origin: Sequence[int], size: Sequence[int]) -> NDArray[Any]: ...
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -109,14 +117,19 @@ def fetch_block(task: BlockTask, request: Request, border: str, cache: Cache | N
 
 
 def fetch_views(case: Case | CachedCase, task: BlockTask, request: Request) -> tuple[Pixels, ...]:
-    """One Pixels per view, views of one level sharing one read."""
+    """One Pixels per view of the patches of a task."""
+    return views_at(case, task.origins_px0, request)
+
+
+def views_at(case: HasPixels, origins_px0: NDArray[np.int64], request: Request) -> tuple[Pixels, ...]:
+    """One Pixels per view of the targets that start at ``origins_px0`` (P, axes); views of one level share one read."""
     views_of = defaultdict(list)
     for number, view in enumerate(request.views):
         views_of[level_for(view, case.shapes)].append(number)
     found: dict[int, Pixels] = {}
     for level, numbers in views_of.items():
         shape, down = case.shapes[level], downsampling(case.shapes, level)
-        sets = [windows(request.views[number], request.target, task.origins_px0, down) for number in numbers]
+        sets = [windows(request.views[number], request.target, origins_px0, down) for number in numbers]
         low, high = hull(sets, shape)
         box = case.read_image(level, low, tuple(h - x for h, x in zip(high, low, strict=True)))
         for number, each in zip(numbers, sets, strict=True):

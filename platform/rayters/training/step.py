@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from rayters.networks.task import Task
@@ -29,11 +30,16 @@ class Batch:
 
 def to_device(arrays: Arrays, task: Task, device: torch.device) -> Batch:
     """Moves the stored dtype, which is small, and normalises there: (x - mean) / std per channel."""
-    views = torch.from_numpy(np.ascontiguousarray(arrays["views"])).to(device, non_blocking=True).float()
     labels = torch.from_numpy(np.ascontiguousarray(arrays["labels"])).to(device, non_blocking=True).long()
+    return Batch(views=normalised(arrays["views"], task, device), labels=labels)
+
+
+def normalised(views: NDArray[Any], task: Task, device: torch.device) -> Tensor:
+    """(B, V, C, *S) in the stored dtype -> floats on the device, (x - mean) / std per channel of the training cases."""
+    stored = torch.from_numpy(np.ascontiguousarray(views)).to(device, non_blocking=True).float()
     per_channel = (1, 1, -1) + (1,) * task.axes
     mean, std = (torch.tensor(values, device=device).view(per_channel) for values in (task.mean, task.std))
-    return Batch(views=(views - mean) / std, labels=labels)
+    return (stored - mean) / std
 
 
 def learning_rate(run: Run, progress: float) -> float:
