@@ -1,9 +1,12 @@
 """Folders become cohorts; what cannot be read is told and leaves the rest alone."""
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import nibabel
@@ -12,7 +15,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from casebook import CaseFormatError, open_case, open_cohort
+from casebook import CaseFormatError, CaseNotFoundError, open_case, open_cohort
 from casebook.ingest import Ingest, ingest
 from casebook.layout import match_files
 from casebook.masks import parse_values, to_classes
@@ -60,6 +63,59 @@ def test_a_second_run_skips_what_is_there_and_takes_what_changed(folder, tmp_pat
     again = ingest(config)
     assert (again.written, again.skipped) == (1, 2)
     assert open_case(again.cohort.cases[2].url).read_labels(("ben",), 0, (0, 0), (40, 30)).all()
+
+
+def test_several_cases_are_in_work_at_once(folder, tmp_path, monkeypatch):
+    import casebook.ingest as module
+
+    both = threading.Barrier(2)  # opens only when two threads stand before it
+    opened = module.open_image
+
+    def waits(path):
+        with contextlib.suppress(threading.BrokenBarrierError):
+            both.wait(20 if "p2" not in path else 0.01)
+        return opened(path)
+
+    monkeypatch.setattr(module, "open_image", waits)
+    steps = []
+    config = Ingest(source=str(folder), to=str(tmp_path / "out"), side_by_side=2)
+    outcome = ingest(config, progress=lambda done, total, name: steps.append((done, total, name)))
+    assert [row.case for row in outcome.cohort.cases] == ["p1_a", "p1_b", "p2_a"]
+    assert [step[:2] for step in steps] == [(0, 3), (1, 3), (2, 3), (3, 3)]
+    assert {name for *_, name in steps[1:]} == {"p1_a", "p1_b", "p2_a"}
+    assert not both.broken or both.n_waiting == 0
+
+
+KILLED = """
+import sys, time
+import casebook.ingest as module
+opened = module.open_image
+def slowly(path):
+    time.sleep(0.2)
+    return opened(path)
+module.open_image = slowly
+module.ingest(module.Ingest(source=sys.argv[1], to=sys.argv[2], side_by_side=2),
+              progress=lambda done, total, name: print(done, flush=True))
+"""
+
+
+def test_killed_between_cases_it_goes_on_with_those_that_are_missing(tmp_path):
+    for number in range(12):
+        save(tmp_path / f"in/c{number:02}.png", np.full((40, 30, 3), number, np.uint8))
+        save(tmp_path / f"in/c{number:02}_anna.png", np.eye(40, 30, dtype=np.uint8))
+    command = [sys.executable, "-c", KILLED, str(tmp_path / "in"), str(tmp_path / "out")]
+    process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT / "storage")}, stdout=subprocess.PIPE)
+    while process.stdout.readline() != b"3\n":
+        assert process.poll() is None
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    with pytest.raises(CaseNotFoundError):
+        open_cohort(tmp_path / "out")  # half a cohort is none
+    again = ingest(Ingest(source=str(tmp_path / "in"), to=str(tmp_path / "out")))
+    assert again.skipped >= 3
+    assert again.written + again.skipped == 12
+    for number, row in enumerate(again.cohort.cases):
+        assert (open_case(row.url).read_image(0, (0, 0), (40, 30)) == number).all()
 
 
 def test_bad_files_are_told_and_leave_the_rest_alone(folder, tmp_path):

@@ -1,5 +1,8 @@
 """A folder of images and masks becomes a cohort: match, check, write, list; what fails is told and leaves the rest
 alone.
+
+Cases are written side by side in threads: what they wait for is a disk, a decoder or a store, all of which let other
+threads run. One who fails or is killed leaves the others whole, and the next run goes on with what is missing.
 """
 
 import hashlib
@@ -7,117 +10,52 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from casebook.case import Case, Layer
+from casebook.case import Case
 from casebook.cohort import CaseRow, Cohort, describe_case
+from casebook.drawings import failure_note, read_layers
 from casebook.edit import put_cases
 from casebook.errors import CasebookError, CaseFormatError, CaseNotFoundError
-from casebook.formats import Opened, check_same_place, open_image, reading
-from casebook.formats.geojson import open_polygons
-from casebook.formats.zarr_image import CaseLabels
+from casebook.folder import list_files
+from casebook.formats import Opened, open_image
+from casebook.ingest_options import Ingest, Note, Outcome
 from casebook.intensity import to_stored
-from casebook.layout import Drawing, Found, FoundCase, match_files, suffix
+from casebook.layout import Found, FoundCase, match_files
 from casebook.location import canonical, join, read_json
-from casebook.masks import MappedLabels, flat_mask, parse_values, to_classes
-from casebook.one_pass import Storage
+from casebook.masks import parse_values
+from casebook.one_pass import Scheduler, Storage
 from casebook.opening import open_case
-from casebook.source import ImageSource, LabelSource
+from casebook.source import ImageSource
 from casebook.split import split_by_group
 from casebook.write import write_case
 
+__all__ = ["Ingest", "Note", "Outcome", "ingest"]
 
-@dataclass(frozen=True, kw_only=True)
-class Ingest:
-    """What to take, how to read it, and where to put it."""
-
-    source: str
-    """Folder with the images and masks."""
-    to: str
-    """URL of the cohort: a folder, s3://bucket/name ..."""
-    images: str | None = None
-    """Pattern of the images, relative to the folder, with {case} and perhaps {split}. Without it the layout is
-    guessed.
-    """
-    labels: str | None = None
-    """Pattern of the masks, with {case} and {annotator}, perhaps {class} (one binary file per class)."""
-    skip: tuple[str, ...] = ()
-    """Annotators to leave out, as patterns: 'crowd_*'."""
-    reference: str | None = None
-    """The annotator whose masks are the reference: used in reports, never for learning."""
-    classes: tuple[str, ...] = ("background", "foreground")
-    """Names of the values 0, 1, 2 ..."""
-    values: tuple[str, ...] = ()
-    """What each value in the mask files means: '0=background' '128=tumour' '255=IGNORE'. Without it the values are
-    the classes.
-    """
-    threshold: float | None = None
-    """For grey masks of two classes: above it is foreground."""
-    empty: Literal["background", "ignore"] = "background"
-    """What a mask without any foreground means: 'background', nothing is there; 'ignore', this annotator gave no
-    opinion.
-    """
-    identities: Literal["stable", "anonymous"] = "stable"
-    """'anonymous': the same annotator name is not the same person in every case (LIDC's readers)."""
-    group: str | None = None
-    """Regular expression on the case's name; its first group (or all of it) names the patient: 'LIDC-IDRI-\\d+'.
-    Without: every case its own.
-    """
-    split: tuple[float, float, float] = (0.7, 0.1, 0.2)
-    """Fractions of train, validation and test, by group. A {split} in --images overrides it."""
-    seed: int = 0
-    """Of the split."""
-    floats: tuple[float, float] | None = None
-    """Range of float images that is mapped to 16 bits. Without: 0..1, 0..255 or 0..65535 if it holds them, else
-    the image's own.
-    """
-    spacing_um: tuple[float, ...] | None = None
-    """Pixel size in micrometres, (y x) or (z y x); overrides the files. Files that do not say get 1."""
-    name: str | None = None
-    """Of the cohort; the folder's name without it."""
-    licence: str | None = None
-    """Of the data, kept in the cohort."""
-    codec: Literal["zstd", "lz4"] = "zstd"
-    """zstd is small, lz4 fast."""
+Progress = Callable[[int, int, str], None]
+MOST_SIDE_BY_SIDE = 4  # a volume is held whole while it is written
 
 
 @dataclass(frozen=True, kw_only=True)
-class Note:
-    """One line of the report. severity: 'failed' (something was not ingested) or 'note'."""
+class _Done:
+    """What became of one case; no row when it was left out."""
 
-    severity: str
-    file: str
-    seen: str
-    remedy: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """What became of an ingest."""
-
-    cohort: Cohort | None
-    written: int
-    skipped: int
+    row: CaseRow | None
+    fresh: bool
     notes: tuple[Note, ...]
-    patterns: tuple[str, str]
-
-    @property
-    def failures(self) -> tuple[Note, ...]:
-        return tuple(note for note in self.notes if note.severity == "failed")
 
 
-def ingest(
-    config: Ingest, *, scheduler: Any = None, progress: Callable[[int, int, str], None] | None = None
-) -> Outcome:
+def ingest(config: Ingest, *, scheduler: Scheduler = None, progress: Progress | None = None) -> Outcome:
     """Writes every case of the folder and the cohort's table; cases that lie there whole, from the same files, are
     skipped.
 
-    progress: called with (cases done, cases in all, name of the next).
+    scheduler: see `write_case`. progress: called with (cases done, cases in all, name of the one just done).
 
     Raises:
         CasebookError: when nothing at all can be done (no folder, no match, wrong options).
@@ -128,55 +66,49 @@ def ingest(
         Note(severity="note", file=path, seen="belongs to no case", remedy="name it in --labels, or leave it")
         for path in found.unused
     ]
+    done = list(_all(config, found, scheduler, progress or (lambda *_: None)))
+    rows = [case.row for case in done if case.row]
+    return Outcome(
+        cohort=_list(config, rows) if rows else None,
+        written=sum(case.fresh for case in done if case.row),
+        skipped=sum(not case.fresh for case in done if case.row),
+        notes=(*notes, *(note for case in done for note in case.notes)),
+        patterns=found.patterns,
+    )
+
+
+def _all(config: Ingest, found: Found, scheduler: Scheduler, progress: Progress) -> Iterator[_Done]:
+    """Every case, several at a time; in the folder's order, whichever is done first."""
     splits = _splits(config, found)
-    rows: list[CaseRow] = []
-    written = skipped = 0
-    for number, case in enumerate(found.cases):
-        if progress:
-            progress(number, len(found.cases), case.case)
-        try:
-            stored, fresh, said = ingest_case(config, case, scheduler=scheduler)
-            notes += said
-            rows.append(describe_case(stored, split=splits[case.case], group=group_of(config, case.case)))
-            written, skipped = written + fresh, skipped + (not fresh)
-        except CasebookError as error:
-            notes.append(_failure(case.image, error, "this case was left out"))
-    if progress:
-        progress(len(found.cases), len(found.cases), "")
-    cohort = _list(config, rows) if rows else None
-    return Outcome(cohort=cohort, written=written, skipped=skipped, notes=tuple(notes), patterns=found.patterns)
+    workers = config.side_by_side or min(MOST_SIDE_BY_SIDE, os.cpu_count() or 1)
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="casebook-ingest")
+    try:
+        names = {pool.submit(_one, config, case, splits[case.case], scheduler): case.case for case in found.cases}
+        progress(0, len(names), "")
+        for number, future in enumerate(as_completed(names), start=1):
+            future.result()
+            progress(number, len(names), names[future])
+        yield from (future.result() for future in names)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _one(config: Ingest, case: FoundCase, split: str, scheduler: Scheduler) -> _Done:
+    try:
+        stored, fresh, notes = ingest_case(config, case, scheduler=scheduler)
+        row = describe_case(stored, split=split, group=group_of(config, case.case))
+        return _Done(row=row, fresh=fresh, notes=tuple(notes))
+    except CasebookError as error:
+        return _Done(row=None, fresh=False, notes=(failure_note(case.image, error, "this case was left out"),))
 
 
 def find(config: Ingest) -> Found:
     """The cases of the folder."""
-    if not os.path.isdir(config.source):
-        raise CaseNotFoundError(f"no folder lies at {config.source}: check the spelling")
-    found = match_files(list(_files(config.source)), config.images, config.labels, config.skip)
+    found = match_files(list_files(config.source), config.images, config.labels, config.skip)
     if config.group is not None:
         for case in found.cases:
             group_of(config, case.case)
     return found
-
-
-def _files(folder: str) -> Iterator[str]:
-    """Relative paths of all files; a .zarr folder and a DICOM series count as one file each, hidden ones not at all."""
-    for here, folders, names in os.walk(folder):
-        relative = os.path.relpath(here, folder).replace(os.sep, "/")
-        start = "" if relative == "." else relative + "/"
-        if start and any(name.endswith(".dcm") for name in names) and _is_series(here):
-            yield start
-            continue
-        yield from (start + name for name in sorted(names) if not name.startswith("."))
-        yield from (start + name for name in sorted(folders) if name.endswith(".zarr"))
-        folders[:] = sorted(name for name in folders if not name.startswith(".") and not name.endswith(".zarr"))
-
-
-def _is_series(folder: str) -> bool:
-    try:
-        from casebook.formats.dicom import is_series
-    except ImportError:
-        return False  # without the extra the files are listed one by one, and told as unreadable
-    return is_series(Path(folder))
 
 
 def group_of(config: Ingest, case: str) -> str:
@@ -200,7 +132,7 @@ def _splits(config: Ingest, found: Found) -> dict[str, str]:
     return {case: by_group[group] for case, group in groups.items()}
 
 
-def ingest_case(config: Ingest, found: FoundCase, *, scheduler: Any = None) -> tuple[Case, bool, list[Note]]:
+def ingest_case(config: Ingest, found: FoundCase, *, scheduler: Scheduler = None) -> tuple[Case, bool, list[Note]]:
     """The whole case, whether it was written now, and what there is to say about it."""
     url = join(canonical(config.to), "cases", found.case + ".ome.zarr")
     fingerprint = _fingerprint(config, found)
@@ -208,7 +140,8 @@ def ingest_case(config: Ingest, found: FoundCase, *, scheduler: Any = None) -> t
         return stored, False, []
     image = _open_or_explain(config, found.image)
     pixels, slope, intercept = _stored_pixels(image.pixels, config)
-    layers, notes = _read_layers(config, found, image)
+    layers, notes = read_layers(config, found, image)
+    notes += [_departure_note(found.image, text) for text in image.notes.get("departures", ())]
     failed = any(note.severity == "failed" for note in notes)
     spacing = _spacing(config, image)
     case = write_case(
@@ -243,105 +176,9 @@ def _spacing(config: Ingest, image: Opened) -> tuple[float, ...]:
     return spacing
 
 
-def _read_layers(config: Ingest, found: FoundCase, image: Opened) -> tuple[dict[Layer, Any], list[Note]]:
-    """Every annotator's layer that can be read, and a note for every one that cannot."""
-    layers: dict[Layer, Any] = {}
-    notes: list[Note] = []
-    if isinstance(inner := image.notes.get("case"), Case):
-        layers |= {layer: CaseLabels(case=inner, layer=layer.id) for layer in inner.layers}
-    for annotator in dict.fromkeys(drawing.annotator for drawing in found.drawings):
-        files = [drawing for drawing in found.drawings if drawing.annotator == annotator]
-        try:
-            labels = _read_drawing(config, files, image)
-        except CasebookError as error:
-            notes.append(_failure(files[0].path, error, f"{annotator!r} was left out of this case"))
-            continue
-        if isinstance(labels, np.ndarray) and not labels.any():
-            notes.append(_empty_note(config, files[0].path))
-            if config.empty == "ignore":
-                continue
-        role = "reference" if annotator == config.reference else "annotator"
-        layers[Layer(id=annotator, role=role, drawn_by=annotator if config.identities == "stable" else None)] = labels
-    return layers, notes
-
-
-def _empty_note(config: Ingest, path: str) -> Note:
-    if config.empty == "ignore":
-        return Note(
-            severity="note",
-            file=path,
-            seen="empty mask, taken as no opinion",
-            remedy="--empty background if it means nothing is there",
-        )
-    return Note(
-        severity="note",
-        file=path,
-        seen="empty mask, taken as background",
-        remedy="--empty ignore if it means no opinion",
-    )
-
-
-def _read_drawing(config: Ingest, files: Sequence[Drawing], image: Opened) -> NDArray[np.uint8] | LabelSource:
-    """One annotator's map of one case, from one file or from one binary file per class."""
-    path = str(Path(config.source) / files[0].path)
-    if suffix(path) == ".geojson":
-        with reading():
-            return open_polygons(path, image.pixels.shape[1:], config.classes)
-    if suffix(path) == ".seg" or (suffix(path) == ".dcm" and _is_segmentation(path)):
-        with reading():
-            return read_segmentation(path, image, config.classes)
-    if files[0].label_class is None:
-        opened = open_image(path)
-        check_same_place(image, opened)
-        values = parse_values(config.values, config.classes)
-        if not isinstance(opened.pixels, np.ndarray):
-            if values is None:
-                raise CaseFormatError(
-                    f"the mask has {opened.pixels.shape} values, too many to look at first: name them with --values"
-                )
-            return MappedLabels(file=opened.pixels, values=tuple(values.items()))
-        return to_classes(
-            flat_mask(np.asarray(opened.pixels)), config.classes, values=values, threshold=config.threshold
-        )
-    merged = np.zeros(image.pixels.shape[1:], np.uint8)
-    by_class = {drawing.label_class: drawing for drawing in files}
-    if strange := sorted(str(c) for c in by_class.keys() - set(config.classes)):
-        raise CaseFormatError(
-            f"there are masks of {', '.join(strange[:5])}, the classes are {', '.join(config.classes)}: name them "
-            "in --classes"
-        )
-    for value, name in enumerate(config.classes):  # later classes lie on top, as the cord on the canal
-        if name in by_class:
-            opened = open_image(str(Path(config.source) / by_class[name].path))
-            check_same_place(image, opened)
-            merged[
-                to_classes(flat_mask(np.asarray(opened.pixels)), ("background", name), threshold=config.threshold) == 1
-            ] = value
-    return merged
-
-
-def _is_segmentation(path: str) -> bool:
-    from casebook.formats.dicom import is_segmentation
-
-    with reading():
-        return is_segmentation(path)
-
-
-def read_segmentation(path: str, image: Opened, classes: tuple[str, ...]) -> NDArray[np.uint8]:
-    """A DICOM-SEG; the DICOM libraries are an optional extra, so they are imported here."""
-    from casebook.formats import dicom
-
-    return dicom.read_segmentation(path, image, classes)
-
-
-def _failure(path: str, error: CasebookError, effect: str) -> Note:
-    seen, separator, remedy = str(error).rpartition(": ")
-    return Note(
-        severity="failed",
-        file=path,
-        seen=f"{seen if separator else error} ({effect})",
-        remedy=remedy if separator else "",
-    )
+def _departure_note(path: str, text: str) -> Note:
+    remedy = "it was read all the same; other tools may refuse it"
+    return Note(severity="note", file=path, seen=f"not valid OME-Zarr: {text}", remedy=remedy)
 
 
 def _fingerprint(config: Ingest, found: FoundCase) -> str:
@@ -349,7 +186,7 @@ def _fingerprint(config: Ingest, found: FoundCase) -> str:
     options = {
         key: value
         for key, value in asdict(config).items()
-        if key not in ("source", "to", "name", "licence", "split", "seed", "group")
+        if key not in ("source", "to", "name", "licence", "split", "seed", "group", "side_by_side")
     }
     files = []
     for path in [found.image, *(drawing.path for drawing in found.drawings)]:

@@ -14,7 +14,7 @@ from casebook.conditional import replace_json
 from casebook.documents import label_group, labels_registry
 from casebook.errors import CaseFormatError, ConflictError
 from casebook.location import check_name, join, remove, write_json
-from casebook.one_pass import Progress, Storage, case_factors, plan_layer, write_arrays
+from casebook.one_pass import Progress, Scheduler, Storage, case_factors, plan_layer, write_arrays
 from casebook.opening import open_case
 from casebook.source import as_labels
 from casebook.write import check_shape
@@ -27,7 +27,7 @@ def add_layer(
     *,
     storage: Storage | None = None,
     existing: str = "refuse",
-    scheduler: Any = None,
+    scheduler: Scheduler = None,
     progress: Progress | None = None,
 ) -> Case:
     """Draws one more layer on a case; an interrupted call resumes.

@@ -1,7 +1,7 @@
 """Writing pyramids in one pass: each block of the source is read once and becomes all the levels that it wholly owns.
 
-Blocks are one dask graph per round, so any scheduler may run them: threads here, or Dask-on-Ray on a cluster. Finished
-blocks of large arrays leave a marker; after a kill the same call goes on where it stopped, and the result is the same
+The blocks of a round are independent: here they are one dask graph that threads run, on a cluster whatever the caller
+brings. Finished blocks of large arrays leave a marker; after a kill the same call goes on where it stopped, and the result is the same
 to the bit. Memory is a few blocks, whatever the size of the slide.
 """
 
@@ -9,13 +9,12 @@ import hashlib
 import itertools
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dask.base import compute
-from dask.callbacks import Callback
 from dask.delayed import delayed
 
 from casebook.arrays import ArrayInfo, array_document, create, forget_handles, start_read, write_box
@@ -28,6 +27,10 @@ from casebook.pyramid import level_shape, mean_down, mode_down
 from casebook.source import LabelSource, check_labels
 
 Progress = Callable[[int, int], None]
+Task = tuple["PyramidJob", int, int]
+Scheduler = str | Callable[[Callable[..., None], Sequence[Task], Callable[[], None]], None] | None
+"""A name that dask knows ('threads', 'synchronous'), or `run(function, tasks, count)` that calls the function with every
+task, somewhere, and `count` after each; None chooses by size."""
 PARTIAL = ".partial"  # holds the markers while arrays are being written
 
 
@@ -143,7 +146,7 @@ def plan_array(
     )
 
 
-def write_arrays(place: str, arrays: list[PyramidJob], scheduler: Any, progress: Progress | None) -> None:
+def write_arrays(place: str, arrays: list[PyramidJob], scheduler: Scheduler, progress: Progress | None) -> None:
     """Writes whole arrays under `place`, or goes on where an interrupted call with the same plan stopped."""
     _prepare(place, arrays)
     _run(arrays, scheduler, progress)
@@ -189,7 +192,7 @@ def create_arrays(array: PyramidJob) -> None:
         create(info.url, document)
 
 
-def _run(arrays: list[PyramidJob], scheduler: Any, progress: Progress | None) -> None:
+def _run(arrays: list[PyramidJob], scheduler: Scheduler, progress: Progress | None) -> None:
     """All blocks, round by round; the blocks of a round are independent of each other."""
     total = sum(len(r.blocks) for array in arrays for r in array.rounds)
     done = 0
@@ -207,25 +210,26 @@ def _run(arrays: list[PyramidJob], scheduler: Any, progress: Progress | None) ->
         done = _compute(tasks, scheduler, progress, done, total)
 
 
-def _compute(
-    tasks: list[tuple[PyramidJob, int, int]], scheduler: Any, progress: Progress | None, done: int, total: int
-) -> int:
-    """A few blocks run here; many become one dask graph, which any scheduler may take."""
-    if len(tasks) <= 8 and scheduler is None:
-        for finished, task in enumerate(tasks, start=done + 1):
+def _compute(tasks: list[Task], scheduler: Scheduler, progress: Progress | None, done: int, total: int) -> int:
+    """Runs the blocks of one round, and counts them as they end."""
+    steps = itertools.count(done + 1)
+
+    def count(*_: Any) -> None:
+        number = next(steps)
+        if progress:
+            progress(number, total)
+
+    if callable(scheduler):
+        scheduler(write_block, tasks, count)
+    elif scheduler is None and len(tasks) <= 8:
+        for task in tasks:
             write_block(*task)
-            if progress:
-                progress(finished, total)
+            count()
     else:
-        steps = itertools.count(done + 1)
-
-        def count(*_: Any) -> None:
-            if progress:
-                progress(min(next(steps), total), total)
-
         graph = [delayed(write_block, pure=False)(*task) for task in tasks]
-        with Callback(posttask=count):  # type: ignore[no-untyped-call]
-            compute(*graph, scheduler=scheduler or "threads")  # type: ignore[no-untyped-call]
+        counted = [(None, None, None, count, None)]  # dask: start, start state, pretask, posttask, finish
+        # given here and not as a context: that would count the blocks of cases written by other threads too
+        compute(*graph, scheduler=scheduler or "threads", callbacks=counted)  # type: ignore[no-untyped-call]
     return done + len(tasks)
 
 

@@ -34,7 +34,7 @@ def open_case(url: str | os.PathLike[str]) -> Case:
     """
     place = canonical(url)
     try:
-        attributes = _attributes(place)
+        attributes = group_attributes(place)
     except CaseNotFoundError as error:
         raise CaseNotFoundError(
             f"no whole case lies at {place}: check the spelling; if an ingest was interrupted there, run it "
@@ -44,13 +44,15 @@ def open_case(url: str | os.PathLike[str]) -> Case:
         return _case(place, attributes)
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
         if isinstance(error, CaseFormatError | CaseNotFoundError):
-            raise
+            if place in str(error):
+                raise
+            raise CaseFormatError(f"{place}: {error}") from error
         raise CaseFormatError(
             f"the metadata of {place} is damaged ({type(error).__name__}: {error}): restore it, or write the case again"
         ) from error
 
 
-def _attributes(url: str) -> dict[str, Any]:
+def group_attributes(url: str) -> dict[str, Any]:
     """The attributes of a group, with `ome` at its 0.5 place whatever the version."""
     try:
         document = read_json(join(url, "zarr.json"))
@@ -196,7 +198,7 @@ def _layers(
 ) -> list[tuple[Layer, tuple[str, ...], tuple[ArrayInfo, ...], dict[str, Any]]]:
     """Each listed layer with its axes, levels and `image-label` document."""
     try:
-        listed = _attributes(join(url, "labels"))["ome"]["labels"]
+        listed = group_attributes(join(url, "labels"))["ome"]["labels"]
     except (CaseNotFoundError, KeyError, TypeError):
         return []
     if not isinstance(listed, list):
@@ -204,7 +206,7 @@ def _layers(
     found = []
     for id in listed:
         place = join(url, "labels", _inside(url, id))
-        attributes = _attributes(place)
+        attributes = group_attributes(place)
         ours = attributes.get("casebook") or {}
         axes, infos, _ = _pyramid(place, attributes, bool(ours.get("complete", False)))
         if _shape(infos[0], axes, tuple(a for a in ("z", "y", "x") if a in axes)) != shape:

@@ -11,7 +11,7 @@ from casebook.documents import image_group, label_group, labels_registry
 from casebook.errors import CaseFormatError, ConflictError
 from casebook.labels import MAX_CLASSES
 from casebook.location import canonical, check_name, exists, join, last_name, remove, write_json
-from casebook.one_pass import Progress, PyramidJob, Storage, plan_array, plan_layer, write_arrays
+from casebook.one_pass import Progress, PyramidJob, Scheduler, Storage, plan_array, plan_layer, write_arrays
 from casebook.opening import open_case
 from casebook.pyramid import level_factors
 from casebook.source import ImageSource, LabelSource, as_image, as_labels
@@ -29,7 +29,7 @@ def write_case(
     existing: str = "refuse",
     intensity: tuple[float, float] = (1.0, 0.0),
     provenance: Mapping[str, Any] | None = None,
-    scheduler: Any = None,
+    scheduler: Scheduler = None,
     progress: Progress | None = None,
 ) -> Case:
     """Writes an image, its pyramid and its label layers; nothing is visible until all of it is there.
@@ -37,7 +37,8 @@ def write_case(
     image: (C, *S) array or ImageSource, uint8, int8, uint16 or int16. layers: (*S) arrays or LabelSources, values
     0..K-1 and IGNORE.
     existing: 'refuse' or 'replace' a whole case at the URL; an interrupted one is always resumed.
-    scheduler: what dask.compute takes ('threads', 'synchronous', a distributed get); None chooses by size.
+    scheduler: 'threads', 'synchronous', or what runs the blocks on a cluster (see one_pass.Scheduler); None chooses by
+    size.
     progress: called with (blocks done, blocks in all).
 
     Raises:

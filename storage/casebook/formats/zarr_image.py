@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 
 from casebook.case import Case
 from casebook.formats.opened import Opened
-from casebook.opening import open_case
+from casebook.opening import group_attributes, open_case
+from casebook.specification import departures
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,4 +60,5 @@ def open_zarr(path: str) -> Opened:
     stored = CaseImage(case=case)
     small = case.dtype not in ("uint8", "int8", "uint16", "int16")
     pixels: Any = stored.read((0,) * len(case.axes), case.shapes[0]) if small else stored
-    return Opened(pixels=pixels, spacing_um=case.spacing_um[0], notes={"case": case})
+    notes = {"case": case, "departures": departures(group_attributes(case.url)["ome"])}
+    return Opened(pixels=pixels, spacing_um=case.spacing_um[0], notes=notes)
