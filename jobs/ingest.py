@@ -15,8 +15,9 @@ Anything else is named with two patterns:
     python jobs/ingest.py --source lidc --to cohorts/lidc --identities anonymous --empty ignore --group "LIDC-IDRI-\\d+"
     python jobs/ingest.py --source slides --to s3://bucket/slides --classes background tumour stroma
 
-Files: PNG, JPEG, BMP, TIFF, NIfTI, NRRD, MetaImage. A run that was interrupted goes on where it stopped; what is
-already there, from the same files, is skipped. Files that cannot be read are listed at the end with what was seen and
+Files: PNG, JPEG, BMP, TIFF, NIfTI, NRRD, MetaImage, OME-Zarr; with the extra `formats` SVS, NDPI, MRXS and their relatives, DICOM
+series, slides and segmentations; polygons as GeoJSON from QuPath. A run that was interrupted goes on where it stopped; what
+is already there, from the same files, is skipped. Files that cannot be read are listed at the end with what was seen and
 what to do; then the exit code is 1, and everything else is in the cohort.
 """
 
@@ -24,7 +25,7 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 from tqdm import tqdm
@@ -40,12 +41,16 @@ class Job:
 
     ingest: Annotated[Ingest, tyro.conf.arg(name="")]
     address: str | None = None
-    """Ray cluster ('auto', 'ray://host:10001') whose machines write the blocks, through Dask-on-Ray; without it, threads here."""
+    """Ray cluster ('auto', 'host:6379') whose machines write the blocks; without it, threads here. Files and cohort must lie
+    where all of them reach."""
     json: Path | None = None
     """Write the final table to this file."""
 
 
 def main(job: Job) -> int:
+    if job.address:
+        from ray_blocks import connect  # a laptop does not wait for Ray to be imported
+
     bar = tqdm(unit="case", disable=None)
 
     def progress(done: int, total: int, name: str) -> None:
@@ -53,7 +58,7 @@ def main(job: Job) -> int:
         bar.set_description(name, refresh=True)
 
     try:
-        outcome = ingest(job.ingest, scheduler=scheduler(job.address), progress=progress)
+        outcome = ingest(job.ingest, scheduler=connect(job.address) if job.address else None, progress=progress)
     except CasebookError as error:
         bar.close()
         print(f"nothing was ingested: {error}", file=sys.stderr)
@@ -63,21 +68,6 @@ def main(job: Job) -> int:
     if job.json:
         job.json.write_text(json.dumps(rows(outcome), indent=2))
     return 1 if outcome.failures or outcome.cohort is None else 0
-
-
-def scheduler(address: str | None) -> Any:
-    """What dask runs the blocks with.
-
-    Dask-on-Ray and not Ray tasks of our own: the casebook knows dask only, so the same graph runs with threads, processes or
-    a cluster, and one adapter of Ray's replaces code of ours. The target must be a store that all machines reach.
-    """
-    if address is None:
-        return None
-    import ray
-    from ray.util.dask import ray_dask_get
-
-    ray.init(address=address, log_to_driver=False)
-    return ray_dask_get
 
 
 def rows(outcome: Outcome) -> list[dict[str, object]]:

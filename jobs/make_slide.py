@@ -2,6 +2,7 @@
 
     python jobs/make_slide.py --to cohorts/giant                    40,000 x 40,000 x 3
     python jobs/make_slide.py --to cohorts/small --side 4000        a laptop's cup of tea
+    python jobs/make_slide.py --to s3://bucket/giant --address auto   all machines of a Ray cluster write it
 
 Kill it at any moment and start it again: it goes on where it stopped, and the files are the same to the bit. The last step reads
 random boxes back from every level-0 array and compares them with the generator.
@@ -22,6 +23,7 @@ from tqdm import tqdm
 
 from casebook import Case, CasebookError, Cohort, ConflictError, describe_case, open_case, put_cases, write_case
 from casebook.location import canonical, join
+from casebook.one_pass import Scheduler
 from casebook.procedural import CLASSES, ProceduralSlide, procedural_layers
 from casebook.table import table
 
@@ -40,11 +42,18 @@ class Job:
     """Another seed, another slide."""
     boxes: int = 200
     """Random boxes that are compared with the generator at the end."""
+    address: str | None = None
+    """Ray cluster ('auto', 'host:6379') whose machines write the blocks; without it, threads here."""
     json: Path | None = None
     """Write the table to this file."""
 
 
 def main(job: Job) -> int:
+    scheduler: Scheduler = None
+    if job.address:
+        from ray_blocks import connect  # a laptop does not wait for Ray to be imported
+
+        scheduler = connect(job.address)
     url = join(canonical(job.to), "cases", f"procedural-{job.side}-{job.seed}.ome.zarr")
     slide, layers = ProceduralSlide(side_px=job.side, seed=job.seed), procedural_layers(job.side, job.seed)
     started = time.perf_counter()
@@ -56,6 +65,7 @@ def main(job: Job) -> int:
                 spacing_um=(0.5, 0.5),
                 classes=CLASSES,
                 layers=layers,
+                scheduler=scheduler,
                 progress=lambda done, total: advance(bar, done, total),
             )
     except ConflictError:
