@@ -1,11 +1,10 @@
 """Opening what hospitals and laboratories have: one format per file, each through the library made for it."""
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 
-from casebook.errors import CasebookError, CaseFormatError
+from casebook.errors import CaseFormatError
 from casebook.formats.opened import Frame, Opened, check_same_place
+from casebook.formats.reading import reading
 from casebook.layout import SUFFIXES, suffix
 
 __all__ = ["Frame", "Opened", "check_same_place", "open_image", "reading"]
@@ -22,28 +21,6 @@ def open_image(path: str) -> Opened:
     with reading():
         kind = suffix(path)
         return _open(path, "/" if os.path.isdir(path) and not kind else kind)
-
-
-@contextmanager
-def reading() -> Iterator[None]:
-    """Turns whatever an image library raises on a damaged file into a casebook error."""
-    try:
-        yield
-    except CasebookError:
-        raise
-    except ImportError as error:
-        raise CaseFormatError(
-            f"{error.name or error} is needed for this format: pip install 'rayters[formats]'"
-        ) from error
-    except MemoryError as error:
-        raise CaseFormatError(
-            "the file claims more pixels than fit into memory: convert it to a tiled format"
-        ) from error
-    except Exception as error:  # image libraries raise anything from struct.error to SyntaxError on damaged files
-        text = (str(error).splitlines() or [""])[0][:160]
-        raise CaseFormatError(
-            f"the file cannot be read ({type(error).__name__}: {text}): restore it or export it again"
-        ) from error
 
 
 def _open(path: str, kind: str) -> Opened:

@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 
 from casebook.errors import CaseFormatError
 from casebook.formats.opened import Frame, Opened
+from casebook.formats.reading import reading
+from casebook.source import file_identity
 
 WHOLE_SLIDE = "1.2.840.10008.5.1.4.1.1.77.1.6"
 SEGMENTATIONS = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
@@ -50,7 +52,7 @@ def open_dicom(path: str) -> Opened:
             "this is a DICOM-SEG, an image was expected: let --labels match it and --images the series"
         )
     if str(head.SOPClassUID) == WHOLE_SLIDE:
-        return _open_whole_slide(tuple(files))
+        return _open_whole_slide(tuple(files), head)
     datasets = [pydicom.dcmread(file) for file in files]
     if len(files) == 1 and "NumberOfFrames" in head:
         volume = highdicom.Image.from_dataset(datasets[0], copy=False).get_volume(
@@ -135,7 +137,8 @@ class WholeSlide:
     dtype: str = "uint8"
 
     def read(self, origin: tuple[int, ...], size: tuple[int, ...]) -> NDArray[Any]:
-        region = _slide(self.files, os.getpid()).read_region((origin[1], origin[0]), 0, (size[1], size[0]))
+        with reading(os.path.dirname(self.files[0])):
+            region = _slide(self.files, os.getpid()).read_region((origin[1], origin[0]), 0, (size[1], size[0]))
         return np.ascontiguousarray(np.moveaxis(np.asarray(region.convert("RGB")), -1, 0))
 
 
@@ -144,9 +147,13 @@ def _slide(files: tuple[str, ...], process: int) -> Any:
     return wsidicom.WsiDicom.open(list(files))
 
 
-def _open_whole_slide(files: tuple[str, ...]) -> Opened:
+def _open_whole_slide(files: tuple[str, ...], head: Any) -> Opened:
     slide = _slide(files, os.getpid())
     spacing = (slide.mpp.height, slide.mpp.width)
-    identity = ":".join(sorted(str(uid) for uid in (slide.uids.slide_instance, *files)))
+    identity = " ".join(file_identity(file) for file in files)
     source = WholeSlide(files=files, shape=(3, slide.size.height, slide.size.width), identity=identity)
-    return Opened(pixels=source, spacing_um=tuple(float(s) for s in spacing), notes={"modality": "SM"})
+    powers = [
+        float(path.ObjectiveLensPower) for path in head.get("OpticalPathSequence", []) if "ObjectiveLensPower" in path
+    ]
+    magnification = {"objective power": f"{powers[0]:g}"} if powers else {}
+    return Opened(pixels=source, spacing_um=tuple(float(s) for s in spacing), notes={"modality": "SM"} | magnification)

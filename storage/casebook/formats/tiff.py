@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from casebook.errors import CaseFormatError
 from casebook.formats.opened import Opened
+from casebook.formats.reading import reading
 from casebook.source import file_identity
 
 MOST_PIXELS = 2**30
@@ -49,7 +50,8 @@ class TiledTiff:
     def read(self, origin: tuple[int, ...], size: tuple[int, ...]) -> NDArray[Any]:
         where = {"Y": slice(origin[0], origin[0] + size[0]), "X": slice(origin[1], origin[1] + size[1])}
         box = tuple(where.get(axis, slice(None)) for axis in self.axes)
-        return _ordered(np.asarray(_pixels(self.path, os.getpid())[box]), self.axes)
+        with reading(self.path):
+            return _ordered(np.asarray(_pixels(self.path, os.getpid())[box]), self.axes)
 
 
 @lru_cache(maxsize=4)
