@@ -1,6 +1,7 @@
 """Whatever is done to the bytes of a case or a cohort: a casebook error in words, or the right pixels. Never anything else."""
 
 import json
+import resource
 import shutil
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from numcodecs import Zstd
 
 from casebook import (
     CasebookError,
@@ -157,6 +159,16 @@ def test_a_chunk_of_a_terabyte_is_refused_before_it_is_allocated(whole, tmp_path
 
     with pytest.raises(CaseFormatError, match="chunks of"):
         open_case(damaged(whole, tmp_path_factory, "0/zarr.json", grow))
+
+
+def test_a_chunk_of_few_bytes_that_unpacks_to_gigabytes_is_refused_before_it_does(whole, tmp_path_factory):
+    bomb = Zstd().encode(bytes(2**28))
+    assert len(bomb) < 2**16
+    copy = damaged(whole, tmp_path_factory, "0/c/0/0/0", lambda path: path.write_bytes(bomb))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(CorruptChunkError, match=r"0/c/0/0/0 cannot be decoded"):
+        read_all(copy)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**17  # KiB
 
 
 @pytest.mark.parametrize("evil", ["../../etc", "/etc/passwd", "a/../../b", "s3://bucket/x", "..\\x", "", 3, None])
