@@ -6,6 +6,7 @@ import pickle
 import shutil
 import socketserver
 import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +17,7 @@ from urllib.parse import urlsplit
 import numpy as np
 import pytest
 import s3fs
+from PIL import Image
 
 from casebook import (
     CaseNotFoundError,
@@ -32,9 +34,10 @@ from casebook import (
 from casebook.arrays import forget_handles
 from casebook.conditional import create_bytes, replace_bytes
 from casebook.layers import add_layer, remove_layer
-from casebook.location import read_bytes
+from casebook.location import read_bytes, store_errors
 
-RGW = Path(__file__).parents[2] / "shared/s3/rgw"
+ROOT = Path(__file__).parents[1]
+RGW = ROOT.parent / "shared/s3/rgw"
 SECRET = "hunter2hunter2"
 IMAGE = np.random.default_rng(0).integers(0, 255, (3, 700, 600), dtype=np.uint8)
 LABELS = (IMAGE[0] > 128).astype(np.uint8)
@@ -209,6 +212,65 @@ def test_no_secret_is_in_what_is_pickled_or_stored(store):
     documents = [fs.cat_file(path) for path in fs.find("lab/clean.ome.zarr") if path.endswith(".json")]
     assert documents
     assert not any(secret in document for document in documents)
+
+
+def run_job(*arguments):
+    """jobs/ingest.py in a process of its own, with this one's environment."""
+    paths = os.pathsep.join(str(ROOT / part) for part in ("platform", "storage"))
+    command = [sys.executable, str(ROOT / "jobs/ingest.py"), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, env={**os.environ, "PYTHONPATH": paths}, check=False)
+
+
+def test_the_job_fills_a_bucket_and_leaves_no_credential_there_nor_in_what_it_says(store, tmp_path):
+    for name in ("a", "b"):
+        Image.fromarray(np.moveaxis(IMAGE, 0, -1)).save(tmp_path / f"{name}.png")
+        Image.fromarray(LABELS * 255).save(tmp_path / f"{name}_anna.png")
+    fs = s3fs.S3FileSystem()
+    if fs.exists("lab/job"):
+        fs.rm("lab/job", recursive=True)
+    done = run_job("--source", tmp_path, "--to", "s3://lab/job", "--json", tmp_path / "rows.json")
+    assert done.returncode == 0, done.stderr.decode()[-2000:]
+    assert [row.case for row in open_cohort("s3://lab/job").cases] == ["a", "b"]
+    again = run_job("--source", tmp_path, "--to", "s3://lab/job")
+    assert b"cases already there  2" in again.stdout, again.stdout
+    fs.invalidate_cache()
+    said = [done.stdout, done.stderr, again.stdout, again.stderr, (tmp_path / "rows.json").read_bytes()]
+    said += [fs.cat_file(path) for path in fs.find("lab/job")]
+    assert len(said) > 10
+    for name in ("AWS_SECRET_ACCESS_KEY", "AWS_ACCESS_KEY_ID"):
+        if len(store[name]) > 5:  # moto's key id is the word 'key'
+            assert not any(store[name].encode() in text for text in said)
+
+
+def test_a_job_with_a_wrong_key_names_the_bucket_and_says_no_key(store, tmp_path, monkeypatch, request):
+    if "moto" in request.node.name:
+        pytest.skip("moto lets every key in")
+    Image.fromarray(np.moveaxis(IMAGE, 0, -1)).save(tmp_path / "a.png")
+    Image.fromarray(LABELS * 255).save(tmp_path / "a_anna.png")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "nobodyknowsme")
+    done = run_job("--source", tmp_path, "--to", "s3://lab/refused")
+    said = (done.stdout + done.stderr).decode()
+    assert done.returncode == 1
+    assert "bucket 'lab'" in said
+    assert "Traceback" not in said
+    assert SECRET not in said
+    assert "nobodyknowsme" not in said
+
+
+def test_an_error_that_quotes_a_credential_is_passed_on_without_it(monkeypatch):
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "nobodyknowsme")
+
+    def fails():
+        with store_errors("s3://lab/a"):
+            raise OSError(f"the store had {SECRET} for nobodyknowsme; X-Amz-Signature=1234")
+
+    with pytest.raises(StoreError) as caught:
+        fails()
+    for secret in (SECRET, "nobodyknowsme", "1234"):
+        assert secret not in str(caught.value)
+        assert secret.encode() not in pickle.dumps(caught.value)
 
 
 class Fault(BaseHTTPRequestHandler):

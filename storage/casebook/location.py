@@ -128,10 +128,15 @@ def _remedy(url: str) -> str:
     return f"check that bucket {bucket!r} exists and that {variables} of this process may use it"
 
 
+_SECRETS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+
+
 def _first_line(error: BaseException) -> str:
-    """The error's kind and first line, without anything that looks like a key id or a signature."""
-    line = (str(error).splitlines() or [""])[0][:200]
-    line = re.sub(r"(?i)(key|token|secret|signature|credential)([^\s]*[=:]\s*)[^\s&,;]+", r"\1\2***", line)
+    """The error's kind and first line, without this process's credentials or anything that looks like one."""
+    line = (str(error).splitlines() or [""])[0]
+    for secret in filter(None, map(os.environ.get, _SECRETS)):
+        line = line.replace(secret, "***")
+    line = re.sub(r"(?i)(key|token|secret|signature|credential)([^\s]*[=:]\s*)[^\s&,;]+", r"\1\2***", line[:200])
     return f"{type(error).__name__}: {line}" if line else type(error).__name__
 
 

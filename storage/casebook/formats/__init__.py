@@ -20,7 +20,10 @@ def open_image(path: str) -> Opened:
         raise CaseFormatError("the file is gone: it was there when the folder was listed")
     with reading():
         kind = suffix(path)
-        return _open(path, "/" if os.path.isdir(path) and not kind else kind)
+        opened = _open(path, "/" if os.path.isdir(path) and not kind else kind)
+    if 0 in opened.pixels.shape:
+        raise CaseFormatError(f"the file holds {opened.pixels.shape} pixels, none: restore it or export it again")
+    return opened
 
 
 def _open(path: str, kind: str) -> Opened:
