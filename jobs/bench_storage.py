@@ -1,6 +1,6 @@
 """How fast cases are written and read, beside what others do with the same slide.
 
-    python jobs/bench_storage.py               a procedural slide of 12,288 pixels a side, five minutes
+    python jobs/bench_storage.py               a procedural slide of 6,144 pixels a side, two to four minutes
     python jobs/bench_storage.py --quick       2,048 pixels a side, the same rows, under a minute
     AWS_ENDPOINT_URL=... python jobs/bench_storage.py --bucket s3://lab/bench      the object-store rows too
 
@@ -26,17 +26,20 @@ import tifffile
 import tyro
 import zarr
 from numcodecs import Zstd
+from PIL import Image
 
-from casebook import Case, write_case
+from casebook import Case, open_case, write_case
 from casebook.arrays import forget_handles
 from casebook.formats import open_image
 from casebook.formats import tiff as tiff_format
-from casebook.location import remove
+from casebook.ingest import Ingest, ingest
+from casebook.location import join, remove
 from casebook.procedural import ProceduralSlide
 from casebook.table import table
 
 ROUNDS = 3
 Row = dict[str, Any]
+Read = Callable[[int, int, int], Any]  # y, x, side -> pixels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +56,7 @@ class Job:
 
 def main(job: Job) -> int:
     warnings.simplefilter("ignore")
-    side, reads = (2048, 40) if job.quick else (12_288, 300)
+    side, reads = (2048, 40) if job.quick else (6144, 300)
     folder = Path(tempfile.mkdtemp(prefix="bench-storage-"))
     try:
         rows = bench(folder, side, reads, job.bucket)
@@ -67,23 +70,43 @@ def main(job: Job) -> int:
 
 
 def bench(folder: Path, side: int, reads: int, bucket: str | None) -> list[Row]:
-    slide = make_tiff(folder / "slide.tif", side)
-    rows = [ingest_row(folder, slide, side)]
-    case = write_case(
-        folder / "ours.ome.zarr", open_image(str(slide)).pixels, spacing_um=(0.5, 0.5), classes=("a", "b"), layers={}
-    )
-    rows += [decode_row(case), *read_rows(case, slide, reads, "local")]
-    if bucket:
-        remove(bucket + "/ours.ome.zarr")
-        remote = write_case(
-            bucket + "/ours.ome.zarr",
-            open_image(str(slide)).pixels,
-            spacing_um=(0.5, 0.5),
-            classes=("a", "b"),
-            layers={},
-        )
-        rows += read_rows(remote, None, reads, "object store")
+    """All rows on the local disk, then, with a bucket, the same on the object store."""
+    slide, scanned = make_tiff(folder / "slide.tif", side), folder / "scanned.tif"
+    with tifffile.TiffFile(slide) as tiff:
+        tifffile.imwrite(scanned, tiff.asarray(), tile=(256, 256), photometric="rgb", compression="jpeg", bigtiff=True)
+    small = make_small(folder / "small", 16)
+    rows: list[Row] = []
+    chunks: list[bytes] = []
+    for where, place in [("local", str(folder))] + ([("object store", bucket)] if bucket else []):
+        rows += [ingest_row(place, slide, side, where), small_row(place, small, where)]
+        case = open_case(join(place, "a.ome.zarr"))
+        chunks = chunks or [p.read_bytes() for p in sorted(Path(case.url, "0", "c").rglob("*")) if p.is_file()]
+        rows += [decode_row(case, chunks, where), *read_rows(case, scanned, reads, where)]
     return rows
+
+
+def make_small(folder: Path, count: int) -> Path:
+    """A folder of small pictures, two annotators each."""
+    rng = np.random.default_rng(0)
+    folder.mkdir()
+    for number in range(count):
+        Image.fromarray(rng.integers(0, 255, (256, 256, 3), dtype=np.uint8)).save(folder / f"c{number}.png")
+        for who in ("anna", "ben"):
+            Image.fromarray(rng.integers(0, 2, (256, 256), dtype=np.uint8)).save(folder / f"c{number}_{who}.png")
+    return folder
+
+
+def small_row(place: str, folder: Path, where: str) -> Row:
+    """A folder of small cases: several at once, and one after the other."""
+
+    def run(side_by_side: int) -> None:
+        target = join(place, "small-cohort")
+        remove(target)
+        ingest(Ingest(source=str(folder), to=target, side_by_side=side_by_side))
+
+    a, b = in_turns([lambda: run(4), lambda: run(1)])
+    count = len(list(folder.glob("*_anna.png")))
+    return row(f"{where}: ingest of small cases, four at once against one at a time", count / a, count / b, "cases/s")
 
 
 def make_tiff(path: Path, side: int) -> Path:
@@ -116,22 +139,24 @@ def in_turns(actions: list[Callable[[], Any]], rounds: int = ROUNDS) -> list[flo
     return [statistics.median(spent) for spent in times]
 
 
-def ingest_row(folder: Path, slide: Path, side: int) -> Row:
+def ingest_row(place: str, slide: Path, side: int, where: str) -> Row:
     """TIFF to pyramid; ome-zarr-py gets the same file as a dask array, its own defaults, and as many levels."""
     from ome_zarr.writer import write_image
 
     def ours() -> None:
-        shutil.rmtree(folder / "a.ome.zarr", ignore_errors=True)
         source = open_image(str(slide)).pixels
         write_case(
-            folder / "a.ome.zarr", source, spacing_um=(0.5, 0.5), classes=("a", "b"), layers={}, scheduler="threads"
-        )
+            join(place, "a.ome.zarr"), source, spacing_um=(0.5, 0.5), classes=("a", "b"), layers={}, existing="replace",
+            scheduler="threads",
+        )  # fmt: skip
 
     def theirs() -> None:
-        shutil.rmtree(folder / "b.ome.zarr", ignore_errors=True)
+        target = join(place, "b.ome.zarr")
+        remove(target)
         pixels = dask.array.from_zarr(zarr.open_array(tifffile.imread(slide, aszarr=True), mode="r"))
         image = dask.array.moveaxis(pixels, -1, 0).rechunk((3, 1024, 1024))
-        group = zarr.open_group(folder / "b.ome.zarr", mode="w", zarr_format=3)
+        store = zarr.storage.FsspecStore.from_url(target) if "://" in target else target
+        group = zarr.open_group(store, mode="w", zarr_format=3)
         levels = [2**k for k in range(1, max(2, (side // 128).bit_length()))]
         write_image(
             image, group, axes="cyx", scale_factors=levels, scaler=None, storage_options={"chunks": (3, 512, 512)}
@@ -139,13 +164,11 @@ def ingest_row(folder: Path, slide: Path, side: int) -> Row:
 
     a, b = in_turns([ours, theirs])
     megabytes = 3 * side * side / 1e6
-    return row("ingest a slide, against ome-zarr-py", megabytes / a, megabytes / b, "MB/s", 7.0)
+    return row(f"{where}: ingest a slide, against ome-zarr-py", megabytes / a, megabytes / b, "MB/s", 7.0)
 
 
-def decode_row(case: Case) -> Row:
+def decode_row(case: Case, chunks: list[bytes], where: str) -> Row:
     """All of level 0 through Case, against the bare codec on the same chunks, already in memory, on as many threads."""
-    files = sorted(p for p in Path(case.url, "0", "c").rglob("*") if p.is_file())
-    chunks = [p.read_bytes() for p in files]
     side, block = case.shapes[0][0], 2048
 
     def ours() -> None:
@@ -159,56 +182,62 @@ def decode_row(case: Case) -> Row:
 
     a, b = in_turns([ours, codec])
     megabytes = 3 * side * side / 1e6
-    return row("decode a whole slide, against the codec alone", megabytes / a, megabytes / b, "MB/s")
+    return row(f"{where}: decode a whole slide, against the codec alone", megabytes / a, megabytes / b, "MB/s")
 
 
-def read_rows(case: Case, slide: Path | None, reads: int, where: str) -> list[Row]:
-    """Random unaligned patches, and aligned blocks that are cut into sixteen patches each."""
+def read_rows(case: Case, scanned: Path, reads: int, where: str) -> list[Row]:
+    """Random unaligned patches, and aligned blocks that are cut into sixteen patches each.
+
+    openslide and MONAI read a JPEG slide from the local disk, which is all that they can.
+    """
     forget_handles()
     rng, side = np.random.default_rng(0), case.shapes[0][0]
-    corners = [tuple(int(v) for v in rng.integers(0, side - 256, 2)) for _ in range(reads)]
-    blocks = [tuple(int(v) * 1024 for v in rng.integers(0, side // 1024, 2)) for _ in range(max(2, reads // 16))]
+    corners = [(int(y), int(x)) for y, x in rng.integers(0, side - 256, (reads, 2))]
+    blocks = [(int(y) * 1024, int(x) * 1024) for y, x in rng.integers(0, side // 1024, (max(2, reads // 16), 2))]
     array = zarr.open_array(
         zarr.storage.FsspecStore.from_url(case.url + "/0") if "://" in case.url else case.url + "/0", mode="r"
     )
-
-    def patches(read: Callable[[int, int], Any]) -> Callable[[], None]:
-        return lambda: [read(y, x) for y, x in corners] and None
-
-    ours = patches(lambda y, x: case.read_image(0, (y, x), (256, 256)))
-    peers = {"zarr-python": patches(lambda y, x: array[:, y : y + 256, x : x + 256])}
-    if slide is not None:
-        peers |= {"openslide": patches(openslide_reader(slide)), "MONAI WSIReader": patches(monai_reader(slide))}
-    a, *others = in_turns([ours, *peers.values()])
-    rows = [
-        row(f"{where}: random 256 px patches, against {name}", reads / a, reads / b, "patches/s")
-        for name, b in zip(peers, others, strict=True)
-    ]
-    a, b = in_turns(
-        [
-            lambda: [case.read_image(0, corner, (1024, 1024)) for corner in blocks],
-            lambda: [array[:, y : y + 1024, x : x + 1024] for y, x in blocks],
+    readers: dict[str, Read] = {
+        "ours": lambda y, x, n: case.read_image(0, (y, x), (n, n)),
+        "zarr-python": lambda y, x, n: array[:, y : y + n, x : x + n],
+    }
+    if where == "local":
+        readers |= {"openslide": openslide_reader(scanned), "MONAI WSIReader": monai_reader(scanned)}
+    rows = []
+    for what, places, size in (("random 256 px patches", corners, 256), ("1024 px blocks, as patches", blocks, 1024)):
+        count = len(places) * (size // 256) ** 2
+        ours, *others = in_turns([every(read, places, size) for read in readers.values()])
+        names = list(readers)[1:]
+        rows += [
+            row(f"{where}: {what}, against {name}", count / ours, count / spent, "patches/s")
+            for name, spent in zip(names, others, strict=True)
         ]
-    )
-    count = 16 * len(blocks)
-    rows.append(row(f"{where}: patches from 1024 px blocks, against zarr-python", count / a, count / b, "patches/s"))
-    rows.append(row(f"{where}: blocks against single patches, ours", count / a, rows[0]["value"], "patches/s"))
+    single, block = rows[0]["value"], rows[-1]["value"]
+    rows.append(row(f"{where}: patches from blocks against single patches, ours", block, single, "patches/s"))
     return rows
 
 
-def openslide_reader(slide: Path) -> Callable[[int, int], Any]:
+def every(read: Read, places: list[tuple[int, int]], size: int) -> Callable[[], None]:
+    def run() -> None:
+        for y, x in places:
+            read(y, x, size)
+
+    return run
+
+
+def openslide_reader(slide: Path) -> Read:
     import openslide
 
     opened = openslide.OpenSlide(slide)
-    return lambda y, x: np.asarray(opened.read_region((x, y), 0, (256, 256)))
+    return lambda y, x, n: np.asarray(opened.read_region((x, y), 0, (n, n)))
 
 
-def monai_reader(slide: Path) -> Callable[[int, int], Any]:
+def monai_reader(slide: Path) -> Read:
     from monai.data import WSIReader
 
     reader = WSIReader("openslide")
     opened = reader.read(str(slide))
-    return lambda y, x: reader.get_data(opened, location=(y, x), size=(256, 256), level=0)
+    return lambda y, x, n: reader.get_data(opened, location=(y, x), size=(n, n), level=0)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from casebook.arrays import ArrayInfo, start_read
+from casebook.array_metadata import ArrayInfo
+from casebook.arrays import start_read
 from casebook.errors import CaseFormatError
 from casebook.labels import IGNORE
 

@@ -17,7 +17,8 @@ from typing import Any
 from dask.base import compute
 from dask.delayed import delayed
 
-from casebook.arrays import ArrayInfo, array_document, create, forget_handles, start_read, write_box
+from casebook.array_metadata import ArrayInfo, array_document
+from casebook.arrays import create, forget_handles, start_read, write_box
 from casebook.block_plan import Round, level_chunks, plan_rounds
 from casebook.case import Case, Layer
 from casebook.errors import CaseFormatError, CaseNotFoundError

@@ -5,7 +5,7 @@ import math
 import os
 from typing import Any
 
-from casebook.arrays import ArrayInfo, read_info
+from casebook.array_metadata import ArrayInfo, read_info
 from casebook.case import Case, Layer, Stored
 from casebook.errors import CaseFormatError, CaseNotFoundError
 from casebook.labels import MAX_CLASSES

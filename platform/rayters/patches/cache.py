@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from casebook import Case, CaseNotFoundError
-from casebook.arrays import ArrayInfo, chunk_url
+from casebook.array_metadata import ArrayInfo, chunk_url
 from casebook.location import read_bytes
 
 FETCHES = 16  # objects asked for at once; an object store answers many requests as fast as one
