@@ -15,6 +15,7 @@ from rayters.inference.predict import Region, predict_picture, predict_region
 from rayters.inference.tiling import Tiling, gaussian, starts, tiles_over
 from rayters.methods import AnnotatorConfusion, MajorityVote, Method
 from rayters.networks.backbone import UNet
+from rayters.networks.confusion import Level
 from rayters.networks.task import Task
 from rayters.training.model import Model, build_net
 from rayters.training.run import Run
@@ -203,8 +204,9 @@ def test_any_method_and_any_gaze_predicts(method: type[Method], look: type[Gaze]
         assert maps.reliability.max() <= 1 + 1e-5
 
 
-def test_what_an_annotator_draws_is_the_confusion_applied_to_the_posterior() -> None:
-    model = model_of(method=AnnotatorConfusion(level="pixel"))
+@pytest.mark.parametrize("level", ["global", "image", "pixel", "low_rank"])
+def test_what_an_annotator_draws_is_the_confusion_applied_to_the_posterior(level: Level) -> None:
+    model = model_of(method=AnnotatorConfusion(level=level))
     maps = predict_picture(model, picture(1, 16, 16), tiling=Tiling(confusion=True))
     assert maps.confusion is not None
     assert maps.annotators is not None

@@ -38,10 +38,12 @@ def image_group(
     channels: int,
     dtype: str,
     ours: dict[str, Any],
+    channel_names: tuple[str, ...] = (),
 ) -> dict[str, Any]:
     """The zarr.json of the image: its presence makes the case visible, so it is written last."""
     image = v05.Image(
-        multiscales=[_multiscale(name, axes, factors, spacing_um, image=True)], omero=_rendering(channels, dtype)
+        multiscales=[_multiscale(name, axes, factors, spacing_um, image=True)],
+        omero=_rendering(channels, dtype, channel_names),
     )
     return _group({"ome": _plain(image), "casebook": {"schema": SCHEMA, "ignore": IGNORE, **ours}})
 
@@ -114,12 +116,14 @@ def _multiscale(
     return v05.Multiscale(name=name, axes=[*channel, *spatial], datasets=datasets, type=method, metadata=about)
 
 
-def _rendering(channels: int, dtype: str) -> Any:
-    """Red, green and blue for three uint8 channels, so that viewers show a slide as a slide; grey otherwise."""
+def _rendering(channels: int, dtype: str, names: tuple[str, ...]) -> Any:
+    """Red, green and blue for three channels without names, so that viewers show a slide as a slide; grey otherwise."""
     top = np.iinfo(dtype).max
-    colours = ("FF0000", "00FF00", "0000FF") if channels == 3 else ("FFFFFF",) * channels
+    colours = ("FF0000", "00FF00", "0000FF") if channels == 3 and not names else ("FFFFFF",) * channels
     window = {"min": float(np.iinfo(dtype).min), "max": float(top), "start": 0.0, "end": float(top)}
-    return v05.Omero.model_validate({"channels": [{"active": True, "color": c, "window": window} for c in colours]})
+    shown = [{"active": not names or i == len(names) - 1, "color": c, "window": window} for i, c in enumerate(colours)]
+    labelled = [each | {"label": name} for each, name in zip(shown, names, strict=True)] if names else shown
+    return v05.Omero.model_validate({"channels": labelled})
 
 
 def _plain(model: Any) -> dict[str, Any]:

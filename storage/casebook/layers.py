@@ -55,7 +55,7 @@ def add_layer(
         layer=layer, axes=case.axes, factors=factors, spacing_um=case.spacing_um[0], classes=case.classes
     )
     write_json(join(case.url, "labels", layer.id, "zarr.json"), group)
-    _relist(case.url, add=layer.id)
+    list_layer(case.url, layer.id)
     forget_handles()
     return open_case(url)
 
@@ -72,7 +72,7 @@ def remove_layer(url: str | os.PathLike[str], layer_id: str) -> Case:
             f"case {case.url} has no layer {layer_id!r}: it has {', '.join(x.id for x in case.layers)}"
         )
     _refuse_foreign(case)
-    _relist(case.url, drop=layer_id)
+    unlist_layer(case.url, layer_id)
     remove(join(case.url, "labels", layer_id))
     forget_handles()
     return open_case(url)
@@ -83,6 +83,16 @@ def _refuse_foreign(case: Case) -> None:
         raise CaseFormatError(
             f"{case.url} was not written by the casebook: convert it first with jobs/ingest.py, then draw on it"
         )
+
+
+def list_layer(url: str, layer_id: str) -> None:
+    """Makes a layer visible whose arrays and document are there."""
+    _relist(url, add=layer_id)
+
+
+def unlist_layer(url: str, layer_id: str) -> None:
+    """Makes a layer invisible, if it is not already; its arrays stay."""
+    _relist(url, drop=layer_id)
 
 
 def _relist(url: str, *, add: str | None = None, drop: str | None = None) -> None:

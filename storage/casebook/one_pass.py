@@ -96,14 +96,16 @@ def plan_array(
     chunk_px: tuple[int, ...],
     storage: Storage,
     classes: tuple[str, ...],
+    span: int | None = None,
 ) -> PyramidJob:
-    """The levels and rounds of one pyramid; channels 0 means a label map."""
+    """The levels and rounds of one pyramid; channels 0 means a label map. span: chunks per side of a block, even."""
     shape = tuple(source.shape[1:] if channels else source.shape)
     lead = (channels,) if channels else ()
     names = (("c",) if channels else ()) + ("z", "y", "x")[-len(shape) :]
     shapes = tuple(level_shape(shape, factor) for factor in factors)
     chunks = level_chunks(shapes, chunk_px)
-    rounds = plan_rounds(shape, factors, chunk_px, tuple(c * (4 if len(shape) == 2 else 2) for c in chunk_px))
+    span = span or (4 if len(shape) == 2 else 2)
+    rounds = plan_rounds(shape, factors, chunk_px, tuple(c * span for c in chunk_px))
     owned = [region for r in rounds for region in r.owned]
     count = math.prod(-(-n // c) for n, c in zip(shapes[0], chunks[0], strict=True))
     sharded = bool(channels) and (storage.shards == "always" or (storage.shards == "auto" and count > 4096))
@@ -155,10 +157,10 @@ def write_arrays(place: str, arrays: list[PyramidJob], scheduler: Scheduler, pro
         if array.markers:
             remove(array.markers)
     remove(join(place, PARTIAL))
-    _sweep(place)
+    sweep(place)
 
 
-def _sweep(url: str) -> None:
+def sweep(url: str) -> None:
     """Removes the unfinished files that a killed process left behind."""
     if is_local(url):
         for leftover in (*Path(url).rglob("*.__lock"), *Path(url).rglob("*.unfinished")):
@@ -238,7 +240,13 @@ def write_block(array: PyramidJob, number: int, index: int) -> None:
     """Reads one block once and writes every level that it owns; then leaves its marker."""
     work = array.rounds[number]
     origin, size = work.blocks[index]
-    block = _read_base(array, work, origin, size)
+    write_levels(array, work, origin, _read_base(array, work, origin, size))
+    if array.markers:
+        write_bytes(join(array.markers, str(number), str(index)), b"")
+
+
+def write_levels(array: PyramidJob, work: Round, origin: tuple[int, ...], block: Any) -> None:
+    """Writes every level that one block owns. block: (C, *size) or (*size), at the round's base level."""
     base = max(work.base_level, 0)
     before = array.factors[base]
     for level, owned in zip(work.levels, work.owned, strict=True):
@@ -252,8 +260,6 @@ def write_block(array: PyramidJob, number: int, index: int) -> None:
         )
         lead = (slice(0, block.shape[0]),) if not array.name else ()
         write_box(array.levels[level], lead + spatial, block)
-    if array.markers:
-        write_bytes(join(array.markers, str(number), str(index)), b"")
 
 
 def _block_px(work: Round) -> tuple[int, ...]:

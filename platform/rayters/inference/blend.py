@@ -60,15 +60,12 @@ def stacked(prediction: Prediction, outputs: Outputs, scales: tuple[float, ...],
 
 def _of_annotators(posterior: Tensor, confusion: Tensor, stack: Stack) -> list[Tensor]:
     """What each draws (B, A * K, P), how reliable each is (B, A, P), and if asked for the mass of each entry (B, A * K * K, P)."""
-    if confusion.ndim == 3:
-        drawn = torch.einsum("aij,bjp->baip", confusion, posterior)
-        right = torch.einsum("ajj,bjp->bap", confusion, posterior)
-        mass = torch.einsum("aij,bjp->baijp", confusion, posterior) if stack.confusion else None
-    else:
-        confusion = confusion.flatten(4)
-        drawn = torch.einsum("baijp,bjp->baip", confusion, posterior)
-        right = torch.einsum("bajjp,bjp->bap", confusion, posterior)
-        mass = confusion * posterior[:, None, None] if stack.confusion else None
+    per_pixel = confusion.ndim > 4
+    confusion = confusion.flatten(4) if per_pixel else confusion.expand(len(posterior), *confusion.shape[-3:])
+    entries = "baijp" if per_pixel else "baij"
+    drawn = torch.einsum(f"{entries},bjp->baip", confusion, posterior)
+    right = torch.einsum(f"{entries.replace('i', 'j')},bjp->bap", confusion, posterior)
+    mass = torch.einsum(f"{entries},bjp->baijp", confusion, posterior) if stack.confusion else None
     return [drawn.flatten(1, 2), right, *([] if mass is None else [mass.flatten(1, 3)])]
 
 

@@ -23,6 +23,7 @@ from rayters.inference.maps import Maps, mean_of
 from rayters.inference.picture import Picture, check_finite
 from rayters.inference.tiling import Box, Tiling, flips_of, gaussian, tiles_over
 from rayters.inference.tissue import Tissue, find_tissue
+from rayters.networks.task import Task
 from rayters.patches.read import Pixels, cut_image, views_at
 from rayters.patches.view import Request
 from rayters.training.model import Model
@@ -82,7 +83,7 @@ def predict_region(
         ValueError: the case has other channels, axes or classes than the model, or the members of an ensemble differ.
     """
     members = members_of(model)
-    fits(members, case)
+    fits(members[0].task, case)
     box = box_of(members[0], case, region)
     tissue = tissue_of(case) if tiling.skip_glass else None
     return look(members, [read_tiles(member, case, box, tiling, tissue) for member in members], tiling)
@@ -106,19 +107,19 @@ def members_of(model: Ensemble) -> tuple[Model, ...]:
     return members
 
 
-def fits(members: tuple[Model, ...], case: Case | Picture) -> None:
+def fits(task: Task, case: Case | Picture) -> None:
     """Raises:
     ValueError: when the case is not of the kind that the model was trained on.
     """
-    model, axes, name = members[0], len(case.shapes[0]), case.name if isinstance(case, Case) else "the picture"
-    if case.channels != model.task.channels:
+    axes, name = len(case.shapes[0]), case.name if isinstance(case, Case) else "the picture"
+    if case.channels != task.channels:
         raise ValueError(
-            f"{name} has {case.channels} channels, the model was trained on {model.task.channels}: "
+            f"{name} has {case.channels} channels, the model was trained on {task.channels}: "
             "convert the image (a grey model takes no colours), or train a model on such images"
         )
-    if axes != model.task.axes:
+    if axes != task.axes:
         raise ValueError(
-            f"{name} has {axes} spatial axes, the model was trained on {model.task.axes}: a slice is (C, Y, X), a volume (C, Z, Y, X)"
+            f"{name} has {axes} spatial axes, the model was trained on {task.axes}: a slice is (C, Y, X), a volume (C, Z, Y, X)"
         )
 
 
@@ -217,7 +218,23 @@ def _forward(model: Model, views: Tensor, tiling: Tiling) -> tuple[Tensor, Stack
 
 
 def _nothing(model: Model, box: Box, tiling: Tiling, device: torch.device) -> Maps:
-    """The maps of a piece of empty glass; which maps there are is found out on a blank tile."""
+    """The maps of a piece of empty glass."""
+    return Canvas(box, _kinds(model, tiling), gaussian(model.task.patch_px, device)).done()
+
+
+@torch.inference_mode()
+def kinds(members: tuple[Model, ...], tiling: Tiling) -> Stack:
+    """Which maps an ensemble has in common, found out on a blank tile."""
+    each = [_kinds(member, tiling) for member in members]
+    return Stack(
+        classes=each[0].classes,
+        annotators=min(stack.annotators for stack in each),
+        confusion=tiling.confusion,
+        gaze=all(stack.gaze for stack in each),
+    )
+
+
+def _kinds(model: Model, tiling: Tiling) -> Stack:
+    device = next(model.net.parameters()).device
     views = torch.zeros(1, len(model.run.gaze.scales()), model.task.channels, *model.task.patch_px, device=device)
-    _, stack = _forward(model, views, tiling)
-    return Canvas(box, stack, gaussian(model.task.patch_px, device)).done()
+    return _forward(model, views, tiling)[1]

@@ -95,6 +95,7 @@ class _Canvas:
 def _written(posterior: Tensor, confusion: Tensor) -> NDArray[np.float64]:
     """Expected pixels (A, K, K) that each annotator writes i where the truth is j, over a batch."""
     belief = posterior.flatten(2).double()  # (B, K, S)
-    if confusion.ndim == 3:
-        return (confusion.double() * belief.sum((0, 2))).cpu().numpy()
+    if confusion.ndim < 5:  # the same for all pixels of a patch, or for all patches
+        per_patch = confusion.double().expand(len(belief), *confusion.shape[-3:])
+        return torch.einsum("baij,bj->aij", per_patch, belief.sum(2)).cpu().numpy()
     return torch.einsum("baijs,bjs->aij", confusion.flatten(4).double(), belief).cpu().numpy()

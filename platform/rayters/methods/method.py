@@ -40,8 +40,8 @@ class Prediction:
     """What a net believes.
 
     posterior: (B, K, *S) probabilities of the true class, sum to 1 over K.
-    confusion: (B, A, K, K, *S) or (A, K, K): P(annotator writes i | truth j), sums to 1 over i, the first K; None where a method
-               does not estimate it.
+    confusion: (B, A, K, K, *S), (B, A, K, K) or (A, K, K): P(annotator writes i | truth j), sums to 1 over i, the first K; None where
+               a method does not estimate it.
     """
 
     posterior: Tensor

@@ -1,0 +1,221 @@
+"""The comparison: what its figures may claim, who is told to look where, and what the page says."""
+
+import csv
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from casebook import IGNORE, CaseRow, Cohort, Layer, describe_case, write_case, write_cohort
+from rayters.annotators.digits import digit_sheets
+from rayters.inference.tiling import Tiling
+from rayters.inference.weights import pack
+from rayters.inference.work import plan_work, predict_here
+from rayters.inference.writing import Output
+from rayters.methods import AnnotatorConfusion
+from rayters.networks.backbone import UNet
+from rayters.patches.sampling import Sampling
+from rayters.reports.label_quality import suspect
+from rayters.reports.page import html, markdown
+from rayters.reports.predicted import Predicted, on_grid, parse
+from rayters.reports.statistics import by_group, compare_pairs, holm, interval, rank_stability
+from rayters.reports.study import Study, add_pictures, make_study
+from rayters.training.local import train_locally
+from rayters.training.run import Run
+
+ROOT = Path(__file__).parents[1]
+SPLITS = ("train", "train", "train", "validation", "test", "test")
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Cohort:
+    """Sheets of digits by five annotators and a reference; predicted by a briefly trained model, beside a layer that is perfect."""
+    folder = tmp_path_factory.mktemp("digits")
+    drawn = digit_sheets(sheets=6, rows=2, columns=2)
+    rows: list[CaseRow] = []
+    for index in range(6):
+        layers = {Layer(id=name): drawn.labels[index, a] for a, name in enumerate(drawn.annotators)}
+        layers[Layer(id="reference", role="reference")] = drawn.reference[index]
+        layers[Layer(id="perfect", role="fusion")] = drawn.reference[index]
+        url = f"{folder}/cases/s{index}.ome.zarr"
+        case = write_case(url, drawn.images[index], spacing_um=(1.0, 1.0), classes=drawn.classes, layers=layers)
+        rows.append(describe_case(case, split=SPLITS[index], group=f"p{index}"))
+    cohort = write_cohort(
+        folder, rows, name="digits", classes=drawn.classes, annotators=drawn.annotators, reference="reference"
+    )
+    run = Run(
+        method=AnnotatorConfusion(level="global"), network=UNet(width=4), patch_px=(16, 16), epochs=4, batch_size=4,
+        sampling=Sampling(patches_per_epoch=64, patches_per_block=8),
+    )  # fmt: skip
+    train_locally(run, cohort, folder / "model")
+    packed = pack((str(folder / "model"),))
+    work = plan_work(packed, cohort, tiling=Tiling(), output=Output())
+    assert {done.state for done in predict_here(packed, cohort, work)} == {"predicted"}
+    return cohort
+
+
+@pytest.fixture(scope="module")
+def study(digits: Cohort) -> Study:
+    models = [parse("rayters"), parse("perfect")]
+    made = make_study(digits, models, tolerance_um=None)
+    add_pictures(made, models, most=4, gallery=3)
+    return made
+
+
+def test_a_group_counts_once_however_many_cases_it_has() -> None:
+    assert by_group([1.0, 1.0, 1.0, 0.0], ["a", "a", "a", "b"]) == {"a": 1.0, "b": 0.0}
+    assert interval([1.0, 1.0, 1.0, 0.0], ["a", "a", "a", "b"]).mean == 0.5
+
+
+def test_an_interval_covers_the_true_mean_nineteen_times_in_twenty() -> None:
+    rng, groups = np.random.default_rng(0), [str(i) for i in range(30)]
+    found = [interval(rng.normal(0.7, 0.1, 30).tolist(), groups, draws=300) for _ in range(200)]
+    assert 0.89 < np.mean([each.low <= 0.7 <= each.high for each in found]) <= 1.0
+
+
+def test_one_group_has_a_mean_and_no_interval() -> None:
+    found = interval([0.5], ["a"])
+    assert found.mean == 0.5
+    assert np.isnan(found.low)
+    assert str(found) == "0.500"
+
+
+def test_infinite_distances_do_not_make_a_mean_infinite() -> None:
+    assert interval([1.0, np.inf], ["a", "b"]).mean == 1.0
+
+
+def test_p_values_are_those_of_scipy_corrected_by_holm() -> None:
+    from scipy.stats import wilcoxon
+
+    values = {f"g{i}": i / 10 for i in range(1, 9)}
+    table = {"a": values, "b": dict.fromkeys(values, 0.0), "c": dict.fromkeys(values, 0.0)}
+    pairs = {(each.first, each.second): each for each in compare_pairs(table)}
+    alone = wilcoxon(list(values.values())).pvalue
+    assert pairs["a", "b"].p == pytest.approx(3 * alone)
+    assert pairs["a", "b"].wins == 8
+    assert pairs["b", "c"].p == 1
+    assert holm([0.01, float("nan"), 0.5])[::2] == [0.02, 0.5]
+
+
+def test_a_contender_that_wins_everywhere_comes_first_in_every_resample() -> None:
+    better = {f"g{i}": 0.9 + i / 1000 for i in range(5)}
+    worse = {f"g{i}": 0.1 + i / 1000 for i in range(5)}
+    found = rank_stability({"a": worse, "b": better}, higher_is_better=True)
+    assert found.first == {"a": 0.0, "b": 1.0}
+    assert found.tau == pytest.approx(1)
+    assert rank_stability({"a": worse, "b": better}, higher_is_better=False).first["a"] == 1.0
+
+
+def sure_of(truth: np.ndarray) -> np.ndarray:
+    """(2, *S) a posterior that is 95 % sure of a truth."""
+    return np.where(truth == np.arange(2).reshape(2, *(1,) * truth.ndim), 0.95, 0.05)
+
+
+def disc(y: int, x: int, radius: int, shape: tuple[int, int] = (80, 80)) -> np.ndarray:
+    rows, columns = np.ogrid[: shape[0], : shape[1]]
+    return ((rows - y) ** 2 + (columns - x) ** 2 <= radius**2).astype(np.uint8)
+
+
+def test_a_forgotten_object_is_more_suspicious_than_every_outline_drawn_a_pixel_wide() -> None:
+    truth = disc(20, 20, 9) | disc(60, 60, 9)
+    wide = disc(20, 20, 10) | disc(60, 60, 10)
+    forgotten = disc(20, 20, 9)
+    assert suspect(sure_of(truth), truth).score == 0
+    assert suspect(sure_of(truth), wide).score == 0
+    found = suspect(sure_of(truth), forgotten)
+    assert found.score > 0.5
+    assert (found.regions[0].low, found.regions[0].high) == ((51, 51), (70, 70))
+    assert (found.regions[0].written, found.regions[0].seen) == (0, 1)
+
+
+def test_an_unsure_model_accuses_nobody_and_unseen_pixels_are_nobodys_fault() -> None:
+    truth = disc(20, 20, 9)
+    unsure = np.where(truth == np.arange(2).reshape(2, 1, 1), 0.55, 0.45)
+    assert suspect(unsure, np.zeros_like(truth)).score == 0
+    assert suspect(sure_of(truth), np.full_like(truth, IGNORE)).score == 0
+
+
+def test_maps_of_another_resolution_are_put_on_the_grid_by_the_nearest_pixel() -> None:
+    assert on_grid(np.array([[1, 2]]), (4,)).tolist() == [[1, 1, 2, 2]]
+    assert on_grid(np.array([[1, 2, 3, 4]]), (2,)).tolist() == [[2, 4]]
+
+
+def test_a_model_is_named_by_its_layer_a_title_or_a_folder() -> None:
+    assert parse("rayters") == Predicted(name="rayters", layer="rayters")
+    assert parse("A=unet") == Predicted(name="A", layer="unet")
+    assert parse("A=./own") == Predicted(name="A", folder="./own")
+
+
+def test_the_layer_that_is_the_reference_scores_full_marks(study: Study) -> None:
+    perfect = {m.name: study.interval("perfect", m.name, raters="truth").mean for m in study.metrics()}
+    assert perfect["Dice"] == perfect["IoU"] == perfect["NSD"] == 1
+    assert perfect["HD95"] == perfect["ASSD"] == 0
+    assert study.best() == "perfect"
+    # only a model with a posterior can be held to its percentages
+    assert np.isnan(perfect["ECE"])
+    assert 0 < study.interval("rayters", "ECE", raters="truth").mean < 1
+
+
+def test_every_metric_is_measured_for_every_model_case_and_rater(study: Study, digits: Cohort) -> None:
+    raters = {*digits.annotators, "reference"}
+    for name in ("Dice", "IoU", "HD95", "ASSD", "NSD"):
+        found = {(s.model, s.case, s.rater) for s in study.scores if s.metric == name}
+        assert found == {(m, row.case, r) for m in study.models for row in digits.cases for r in raters}
+    assert {s.metric for s in study.scores if s.rater == "annotators"} >= {
+        "GED squared",
+        "diversity",
+        "Dice soft",
+        "Dice match",
+    }
+
+
+def test_the_good_annotator_is_found_most_reliable_and_the_blank_one_least(study: Study) -> None:
+    names = [portrait.name for portrait in study.portraits["perfect"]]
+    assert names[0] == "good"
+    assert names[-1] == "blank"
+    good, blank = (next(p for p in study.portraits["perfect"] if p.name == n) for n in ("good", "blank"))
+    assert good.reliability == pytest.approx(good.true_reliability)
+    assert blank.reliability == pytest.approx(0.5)
+    assert good.after > good.before
+    assert blank.confusion[:, 1].tolist() == [1, 0]
+    assert sum(blank.places) == pytest.approx(1)
+    assert good.places == (0, 0, 0)  # it differs nowhere
+
+
+def test_the_page_is_one_file_that_says_what_the_tables_say(study: Study) -> None:
+    page, text = html(study), markdown(study)
+    assert not re.search(r'(src|href)="(?!data:)', page)
+    assert "<script" not in page
+    assert page.count("data:image/jpeg") == len(study.shown) + len(study.faces) + sum(
+        bool(s.thumbnail) for s in study.suspects
+    )
+    for said in ("perfect", "blank", "prefers-color-scheme:dark", "width=device-width", "Labels to look at"):
+        assert said in page
+    best = str(study.interval("perfect", "Dice", raters="truth"))
+    assert best in page
+    assert best in text
+    assert text.count("\n| ") > 10
+
+
+def test_names_of_annotators_cannot_put_markup_into_the_page(study: Study) -> None:
+    assert "<b>" not in html(Study(**{**vars(study), "models": study.models, "truth": "<b>bold</b>"}))
+
+
+def test_the_job_writes_the_report_and_its_lists(digits: Cohort, tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "jobs/compare.py"), "--cohort", digits.url, "--models", "rayters", "perfect"]
+    done = subprocess.run(
+        [*command, "--split", "all", "--report", str(tmp_path)], capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "perfect overlaps with reference by a Dice of 1.000" in done.stdout
+    assert {path.name for path in tmp_path.iterdir()} == {"index.html", "report.md", "scores.csv", "suspects.csv"}
+    with (tmp_path / "scores.csv").open() as file:
+        assert {row["model"] for row in csv.DictReader(file)} == {"rayters", "perfect"}
+
+
+def test_a_model_that_predicted_nothing_is_said_in_one_line(digits: Cohort) -> None:
+    with pytest.raises(ValueError, match="no case of cohort 'digits' has both a prediction named nobody"):
+        make_study(digits, [parse("nobody")], tolerance_um=None)
