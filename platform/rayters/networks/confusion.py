@@ -61,7 +61,7 @@ class GlobalHead(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, F, N) -> (B, A, K, K, 1)."""
-        return self.scores.unsqueeze(-1).expand(len(features), -1, -1, -1, -1)
+        return self.scores.unsqueeze(-1).expand(features.shape[0], -1, -1, -1, -1)
 
 
 class PixelHead(nn.Module):
@@ -81,7 +81,7 @@ class PixelHead(nn.Module):
         """(B, F, N) -> (B, A, K, K, N), or (B, A, K, K, 1) where pooled."""
         features = features.mean(2, keepdim=True) if self.pooled else features
         scores: Tensor = self.scores(functional.leaky_relu(self.hidden(features), 0.01))
-        return scores.view(len(features), *self.shape, -1)
+        return scores.view(features.shape[0], *self.shape, -1)
 
 
 class LowRankHead(nn.Module):
@@ -102,7 +102,7 @@ class LowRankHead(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, F, N) -> (B, A, K, K, N)."""
-        batch, size = len(features), self.classes * self.rank
+        batch, size = features.shape[0], self.classes * self.rank
         raw: Tensor = self.factors(functional.leaky_relu(self.hidden(features), 0.01))
         positive = functional.softplus(raw).view(batch, self.annotators, 2 * size + 1, -1)
         sides = positive[:, :, : 2 * size].reshape(batch, self.annotators, 2, self.classes, self.rank, -1)
