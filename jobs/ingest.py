@@ -53,7 +53,7 @@ def main(job: Job) -> int:
 
     bar = tqdm(unit="case", disable=None)
 
-    def progress(done: int, total: int, name: str) -> None:
+    def progress(done: float, total: int, name: str) -> None:
         bar.total, bar.n = total, done
         bar.set_description(name, refresh=True)
 

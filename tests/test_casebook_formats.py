@@ -235,6 +235,12 @@ def test_later_classes_lie_on_top_and_the_region_says_where_the_annotator_looked
     assert out[10, 10] == out[0, 29] == IGNORE
 
 
+def test_a_derived_class_of_qupath_is_named_as_qupath_shows_it(tmp_path):
+    derived = feature("x", [square(0, 0, 5)])
+    derived["properties"]["classification"] = {"names": ["Tumour", "Positive"], "color": [200, 0, 0]}
+    assert rasterised(tmp_path, [derived], classes=("background", "stroma", "tumour: positive"))[2, 2] == 2
+
+
 @given(st.lists(st.tuples(st.floats(-10, 40), st.floats(-10, 30)), min_size=3, max_size=12), st.integers(1, 11))
 @settings(max_examples=60, deadline=None)
 def test_tiles_agree_with_the_whole_even_where_a_polygon_crosses_itself(points, tile):

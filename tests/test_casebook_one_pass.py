@@ -149,6 +149,31 @@ def test_an_annotator_is_added_replaced_and_removed_later(tmp_path):
         remove_layer(case.url, "anna")
 
 
+def test_a_layer_that_was_begun_and_not_ended_is_absent_and_the_next_call_ends_it(tmp_path):
+    def case_at(name):
+        layers = {ANNA: Stripes()}
+        return write_case(
+            tmp_path / name, Waves(), spacing_um=(1, 1), classes=CLASSES, layers=layers, storage=SMALL, name="a"
+        )
+
+    def unplugged(done, total):
+        if done == 7:
+            raise KeyboardInterrupt
+
+    whole, broken = case_at("whole.ome.zarr"), case_at("broken.ome.zarr")
+    add_layer(whole.url, BEN, Stripes(identity="ben"), storage=SMALL)
+    with pytest.raises(KeyboardInterrupt):
+        add_layer(broken.url, BEN, Stripes(identity="ben"), storage=SMALL, scheduler="synchronous", progress=unplugged)
+    assert open_case(broken.url).annotators == ("anna",)
+    steps = []
+    resumed = add_layer(
+        broken.url, BEN, Stripes(identity="ben"), storage=SMALL, progress=lambda done, _: steps.append(done)
+    )
+    assert resumed.annotators == ("anna", "ben")
+    assert steps[0] > 5  # those that were there were not written again
+    assert tree_hash(Path(broken.url)) == tree_hash(Path(whole.url))
+
+
 def test_a_layer_that_does_not_fit_leaves_the_case_as_it_was(tmp_path):
     case = write_case(tmp_path / "a.ome.zarr", Waves(), spacing_um=(1, 1), classes=CLASSES, layers={ANNA: Stripes()})
     with pytest.raises(CaseFormatError, match="values 9"):

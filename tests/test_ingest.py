@@ -81,8 +81,9 @@ def test_several_cases_are_in_work_at_once(folder, tmp_path, monkeypatch):
     config = Ingest(source=str(folder), to=str(tmp_path / "out"), side_by_side=2)
     outcome = ingest(config, progress=lambda done, total, name: steps.append((done, total, name)))
     assert [row.case for row in outcome.cohort.cases] == ["p1_a", "p1_b", "p2_a"]
-    assert [step[:2] for step in steps] == [(0, 3), (1, 3), (2, 3), (3, 3)]
-    assert {name for *_, name in steps[1:]} == {"p1_a", "p1_b", "p2_a"}
+    assert [done for done, *_ in steps] == sorted(done for done, *_ in steps)
+    assert steps[-1][:2] == (3, 3)
+    assert {name for *_, name in steps} == {"p1_a", "p1_b", "p2_a"}
     assert not both.broken or both.n_waiting == 0
 
 
@@ -95,7 +96,7 @@ def slowly(path):
     return opened(path)
 module.open_image = slowly
 module.ingest(module.Ingest(source=sys.argv[1], to=sys.argv[2], side_by_side=2),
-              progress=lambda done, total, name: print(done, flush=True))
+              progress=lambda done, total, name: print(int(done), flush=True))
 """
 
 
@@ -105,7 +106,7 @@ def test_killed_between_cases_it_goes_on_with_those_that_are_missing(tmp_path):
         save(tmp_path / f"in/c{number:02}_anna.png", np.eye(40, 30, dtype=np.uint8))
     command = [sys.executable, "-c", KILLED, str(tmp_path / "in"), str(tmp_path / "out")]
     process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT / "storage")}, stdout=subprocess.PIPE)
-    while process.stdout.readline() != b"3\n":
+    while int(process.stdout.readline()) < 4:  # the two in work count for less than one each: three are whole
         assert process.poll() is None
     os.kill(process.pid, signal.SIGKILL)
     process.wait()

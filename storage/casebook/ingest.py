@@ -11,8 +11,9 @@ import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,7 @@ from casebook.intensity import to_stored
 from casebook.layout import Found, FoundCase, match_files
 from casebook.location import canonical, join, read_json
 from casebook.masks import parse_values
+from casebook.one_pass import Progress as BlockProgress
 from casebook.one_pass import Scheduler, Storage
 from casebook.opening import open_case
 from casebook.source import ImageSource
@@ -38,7 +40,7 @@ from casebook.write import write_case
 
 __all__ = ["Ingest", "Note", "Outcome", "ingest"]
 
-Progress = Callable[[int, int, str], None]
+Progress = Callable[[float, int, str], None]
 MOST_SIDE_BY_SIDE = 4  # a volume is held whole while it is written
 
 
@@ -55,7 +57,8 @@ def ingest(config: Ingest, *, scheduler: Scheduler = None, progress: Progress | 
     """Writes every case of the folder and the cohort's table; cases that lie there whole, from the same files, are
     skipped.
 
-    scheduler: see `write_case`. progress: called with (cases done, cases in all, name of the one just done).
+    scheduler: see `write_case`. progress: called with (cases done, cases in all, name of the one that moved); half a
+    slide is half a case.
 
     Raises:
         CasebookError: when nothing at all can be done (no folder, no match, wrong options).
@@ -81,25 +84,42 @@ def _all(config: Ingest, found: Found, scheduler: Scheduler, progress: Progress)
     """Every case, several at a time; in the folder's order, whichever is done first."""
     splits = _splits(config, found)
     workers = config.side_by_side or min(MOST_SIDE_BY_SIDE, os.cpu_count() or 1)
+    meter = _Meter(cases=len(found.cases), progress=progress)
     pool = ThreadPoolExecutor(workers, thread_name_prefix="casebook-ingest")
     try:
-        names = {pool.submit(_one, config, case, splits[case.case], scheduler): case.case for case in found.cases}
-        progress(0, len(names), "")
-        for number, future in enumerate(as_completed(names), start=1):
-            future.result()
-            progress(number, len(names), names[future])
-        yield from (future.result() for future in names)
+        futures = [pool.submit(_one, config, case, splits[case.case], scheduler, meter) for case in found.cases]
+        for future in as_completed(futures):
+            future.result()  # what is no casebook error ends the rest at once
+        yield from (future.result() for future in futures)
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _one(config: Ingest, case: FoundCase, split: str, scheduler: Scheduler) -> _Done:
+@dataclass(kw_only=True, eq=False)
+class _Meter:
+    """How far all cases are that are in work at once."""
+
+    cases: int
+    progress: Progress
+    parts: dict[str, float] = field(default_factory=dict)
+    lock: Lock = field(default_factory=Lock)
+
+    def move(self, case: str, part: float) -> None:
+        with self.lock:
+            self.parts[case] = part
+            self.progress(round(sum(self.parts.values()), 2), self.cases, case)
+
+
+def _one(config: Ingest, case: FoundCase, split: str, scheduler: Scheduler, meter: _Meter) -> _Done:
+    written = lambda done, total: meter.move(case.case, 0.99 * done / total)
     try:
-        stored, fresh, notes = ingest_case(config, case, scheduler=scheduler)
+        stored, fresh, notes = ingest_case(config, case, scheduler=scheduler, progress=written)
         row = describe_case(stored, split=split, group=group_of(config, case.case))
         return _Done(row=row, fresh=fresh, notes=tuple(notes))
     except CasebookError as error:
         return _Done(row=None, fresh=False, notes=(failure_note(case.image, error, "this case was left out"),))
+    finally:
+        meter.move(case.case, 1)
 
 
 def find(config: Ingest) -> Found:
@@ -132,7 +152,9 @@ def _splits(config: Ingest, found: Found) -> dict[str, str]:
     return {case: by_group[group] for case, group in groups.items()}
 
 
-def ingest_case(config: Ingest, found: FoundCase, *, scheduler: Scheduler = None) -> tuple[Case, bool, list[Note]]:
+def ingest_case(
+    config: Ingest, found: FoundCase, *, scheduler: Scheduler = None, progress: BlockProgress | None = None
+) -> tuple[Case, bool, list[Note]]:
     """The whole case, whether it was written now, and what there is to say about it."""
     url = join(canonical(config.to), "cases", found.case + ".ome.zarr")
     fingerprint = _fingerprint(config, found)
@@ -146,7 +168,7 @@ def ingest_case(config: Ingest, found: FoundCase, *, scheduler: Scheduler = None
     spacing = _spacing(config, image)
     case = write_case(
         url, pixels, spacing_um=spacing, classes=config.classes, layers=layers, name=found.case, existing="replace",
-        intensity=(slope, intercept), storage=Storage(codec=config.codec), scheduler=scheduler,
+        intensity=(slope, intercept), storage=Storage(codec=config.codec), scheduler=scheduler, progress=progress,
         provenance={"files": [found.image, *(d.path for d in found.drawings)], "notes": _words(image),
                     "ingest": None if failed else fingerprint, "left_out": [asdict(note) for note in notes]},
     )  # fmt: skip

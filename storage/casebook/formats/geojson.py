@@ -148,9 +148,12 @@ def _shape(number: int, feature: Any, shape: tuple[int, ...], classes: tuple[str
 
 
 def _value(number: int, properties: dict[str, Any], classes: tuple[str, ...]) -> int:
-    """QuPath names the class in properties.classification.name."""
+    """QuPath names the class in properties.classification.name, a derived class ('Tumour: Positive') in names."""
     classification = properties.get("classification") or {}
-    name = classification.get("name") if isinstance(classification, dict) else str(classification)
+    if isinstance(classification, dict):
+        name = classification.get("name") or ": ".join(classification.get("names") or ()) or None
+    else:
+        name = str(classification)
     low = [c.lower() for c in classes]
     if name is None and len(classes) == 2:
         return 1
