@@ -155,7 +155,8 @@ def array_document(
 
 def _compression(codec: str, itemsize: int) -> list[dict[str, Any]]:
     if codec == "zstd" and itemsize == 1:
-        return [{"name": "zstd", "configuration": {"level": 3, "checksum": True}}]
+        # level 2: on real tissue 1 % larger than the usual 3, written almost twice as fast, read as fast
+        return [{"name": "zstd", "configuration": {"level": 2, "checksum": True}}]
     if codec in ("zstd", "lz4"):  # CT and MR shrink by another seventh with byte shuffle, which only blosc offers
         shuffle = "shuffle" if itemsize > 1 else "noshuffle"
         configuration = {

@@ -55,6 +55,8 @@ def _kvstore(url: str) -> dict[str, Any]:
         return {"driver": "file", "path": url + "/", "file_io_sync": False}
     bucket, _, path = url.partition("://")[2].partition("/")
     store: dict[str, Any] = {"driver": "s3", "bucket": bucket, "path": path + "/"}
+    if os.environ.get("AWS_ACCESS_KEY_ID"):  # else the usual chain of files and machine roles, which logs what it lacks
+        store["aws_credentials"] = {"type": "environment"}
     if endpoint := os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"):
         store["endpoint"] = endpoint
         store["aws_region"] = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"

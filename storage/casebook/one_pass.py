@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -229,7 +230,8 @@ def _compute(tasks: list[Task], scheduler: Scheduler, progress: Progress | None,
             write_block(*task)
             count()
     else:
-        graph = [delayed(write_block, pure=False)(*task) for task in tasks]
+        # the job inside the function and not an argument: dask would search it for graphs, once per block
+        graph = [delayed(partial(write_block, job), pure=False, traverse=False)(*which) for job, *which in tasks]
         counted = [(None, None, None, count, None)]  # dask: start, start state, pretask, posttask, finish
         # given here and not as a context: that would count the blocks of cases written by other threads too
         compute(*graph, scheduler=scheduler or "threads", callbacks=counted)  # type: ignore[no-untyped-call]
