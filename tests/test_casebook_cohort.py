@@ -95,6 +95,14 @@ def test_a_damaged_table_is_refused(tmp_path):
         open_cohort(tmp_path)
 
 
+def test_a_table_of_a_newer_schema_asks_for_an_update(tmp_path, monkeypatch):
+    monkeypatch.setattr("casebook.cohort.SCHEMA", 2)
+    write_cohort(tmp_path, [a_row(tmp_path)], name="c", classes=("bg", "fg"))
+    monkeypatch.setattr("casebook.cohort.SCHEMA", 1)
+    with pytest.raises(CaseFormatError, match=r"has schema 2, this casebook reads 1: update"):
+        open_cohort(tmp_path)
+
+
 def test_a_split_keeps_everything_but_the_other_cases(tmp_path):
     cohort = write_cohort(
         tmp_path, [a_row(tmp_path), a_row(tmp_path, "b", "test", "p2")], name="c", classes=("bg", "fg")

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -21,6 +22,7 @@ from PIL import Image
 
 from casebook import (
     CaseNotFoundError,
+    Cohort,
     ConflictError,
     CorruptChunkError,
     Layer,
@@ -28,6 +30,7 @@ from casebook import (
     describe_case,
     open_case,
     open_cohort,
+    put_cases,
     write_case,
     write_cohort,
 )
@@ -145,6 +148,20 @@ def test_of_many_who_add_at_once_none_is_lost(store):
     with ThreadPoolExecutor(6) as pool:
         list(pool.map(lambda i: replace_bytes(url, lambda old: (old or b"") + bytes([i])), range(6)))
     assert sorted(read_bytes(url)) == list(range(6))
+
+
+def test_of_writers_who_fill_one_cohort_at_once_each_gets_the_cases_in(store):
+    fs = s3fs.S3FileSystem()
+    if fs.exists("lab/shared"):
+        fs.rm("lab/shared", recursive=True)
+    row = describe_case(a_case("shared/cases/a"), split="train", group="p")
+    empty = Cohort(
+        url="s3://lab/shared", name="c", classes=("bg", "fg"), annotators=(), stable_annotators=True, reference=None,
+        licence=None, cases=(),
+    )  # fmt: skip
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda k: put_cases("s3://lab/shared", [replace(row, case=f"c{k}")], empty=empty), range(4)))
+    assert [row.case for row in open_cohort("s3://lab/shared").cases] == ["c0", "c1", "c2", "c3"]
 
 
 def test_what_must_not_exist_yet_is_created_once(store):
