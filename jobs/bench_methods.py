@@ -41,7 +41,7 @@ def main(job: Job) -> None:
     job = replace(job, side_px=128, repeats=5) if job.quick else job
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     methods: dict[str, Method] = {
-        "plain": MajorityVote(),
+        "plain": MajorityVote(dice=0),
         "confusion": AnnotatorConfusion(),
         "global": AnnotatorConfusion(level="global"),
     }

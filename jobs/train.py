@@ -24,20 +24,22 @@ from casebook import CasebookError, Cohort, open_cohort
 from rayters.annotators.demo import demo_cohort
 from rayters.inference.whole import see_case, see_cohort
 from rayters.methods import MajorityVote
-from rayters.methods.sentinel import judge
+from rayters.methods.sentinel import Standing, Verdict, judge
 from rayters.networks.backbone import UNet
 from rayters.patches.sampling import Sampling
-from rayters.reports.assessment import assess
+from rayters.reports.assessment import Assessment, assess
 from rayters.reports.portrait import paint
 from rayters.reports.rows import rows_table, write_rows
 from rayters.reports.training import Contender, annotators_table, contest_rows, methods_table
 from rayters.training.cluster import Crew, Trained, train
 from rayters.training.connect import connected
+from rayters.training.model import Model
 from rayters.training.run import Run, resolve, to_json
 
-DEMO_PATCH_PX = (64, 64)
-DEMO_SAMPLING = Sampling(patches_per_epoch=320)
-DEMO_NETWORK = UNet(width=8)
+# half of the patches where something was drawn, as nnU-Net does: at random, a small structure is hardly ever met
+USUAL = Run(sampling=Sampling(patches_per_epoch=400, balance="class"), epochs=20)
+# a few digits at a time, drawn anywhere, and a small net
+DEMO = Run(sampling=Sampling(patches_per_epoch=320), epochs=10, patch_px=(64, 64), network=UNet(width=8))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +51,7 @@ class Job:
     name: str | None = None  # of the run; the same name resumes it. None: made from the method and its settings
     baseline: bool = True  # train the majority vote as well
     seeds: int = 1  # train each method so many times, from --seed on; the table gives mean ± sd
-    run: Annotated[Run, tyro.conf.arg(name="")] = field(default_factory=Run)
+    run: Annotated[Run, tyro.conf.arg(name="")] = field(default_factory=lambda: USUAL)
     crew: Crew = field(default_factory=Crew)
     json: str | None = None  # write the table's rows to this file
 
@@ -74,13 +76,10 @@ def _train(job: Job, run: Run, cohort: Cohort, storage: str) -> list[Trained]:
 
 
 def _demo_run(run: Run) -> Run:
-    """A few digits at a time, drawn anywhere, and a small net; what was given on the command line stays."""
-    return dataclasses.replace(
-        run,
-        patch_px=run.patch_px or DEMO_PATCH_PX,
-        sampling=DEMO_SAMPLING if run.sampling == Sampling() else run.sampling,
-        network=DEMO_NETWORK if run.network == UNet() else run.network,
-    )
+    """The demo's settings, but for those that were given on the command line."""
+    settings = ("sampling", "epochs", "patch_px", "network")
+    untouched = [name for name in settings if getattr(run, name) == getattr(USUAL, name)]
+    return dataclasses.replace(run, **{name: getattr(DEMO, name) for name in untouched})
 
 
 def _name(job: Job, run: Run, cohort: Cohort) -> str:
@@ -119,16 +118,14 @@ def _report(job: Job, cohort: Cohort, trained: list[list[Trained]], storage: str
 
 def _assess(trained: list[Trained], test: Cohort) -> Contender:
     assessed = tuple(assess(each.model, see_cohort(each.model, test)) for each in trained)
-    agreements = [each.model.measured["agreement"] for each in trained]
-    return Contender(
-        assessed=assessed,
-        verdicts=tuple(
-            judge(
-                agreement=agreement, average=torch.from_numpy(each.estimated).nan_to_num(0.5) if each.learnt else None
-            )
-            for agreement, each in zip(agreements, assessed, strict=True)
-        ),
-    )
+    verdicts = tuple(_verdict(each.model, of) for each, of in zip(trained, assessed, strict=True))
+    return Contender(assessed=assessed, verdicts=verdicts)
+
+
+def _verdict(model: Model, assessed: Assessment) -> Verdict:
+    """What the sentinel says, of validation labels and the confusions on the test split."""
+    stands = Standing(**{name: model.measured[name] for name in ("agreement", "drawn", "surprise")})
+    return judge(stands, average=torch.from_numpy(assessed.estimated).nan_to_num(0.5) if assessed.learnt else None)
 
 
 if __name__ == "__main__":

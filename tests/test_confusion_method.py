@@ -158,5 +158,5 @@ def test_without_the_good_annotator_the_cohort_is_reported_and_not_guessed() -> 
             loss.backward()
             optimizer.step()
         outputs = net.eval()(views)
-        twice, sizes = sentinel.overlap(outputs["logits"].argmax(1), method.anchor_target(outputs, chosen))
-        assert sentinel.judge(agreement=float(twice / sizes), average=outputs["average"]).state == state
+        stands = sentinel.standing(sentinel.tally(outputs["logits"].softmax(1), method.anchor_target(outputs, chosen)))
+        assert sentinel.judge(stands, average=outputs["average"]).state == state

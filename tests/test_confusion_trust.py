@@ -1,5 +1,7 @@
 """Whom the weighted vote trusts, and what the sentinel says; on cohorts that fit on a line."""
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
@@ -81,28 +83,51 @@ def test_a_cohort_with_its_good_annotator_is_identifiable_and_without_is_not() -
     careless = [confusion(0.71, 1), confusion(1, 0.3), confusion(0.82, 0.45), confusion(1, 0)]
     whole = torch.stack([confusion(1, 1), *careless])
     assert sentinel.dominance(whole) == pytest.approx(2 * 0.55 - 1, abs=1e-5)
-    assert sentinel.judge(agreement=0.9, average=whole).state == "fine"
-    assert sentinel.judge(agreement=0.9, average=torch.stack(careless)).state == "not identifiable"
+    agreed = sentinel.Standing(agreement=0.9, drawn=1.0, surprise=0.2)
+    assert sentinel.judge(agreed, average=whole).state == "fine"
+    assert sentinel.judge(agreed, average=torch.stack(careless)).state == "not identifiable"
 
 
-@pytest.mark.parametrize(("agreement", "state"), [(0.91, "fine"), (0.5, "astray"), (0.0, "astray")])
-def test_a_net_that_disagrees_with_the_weighted_vote_went_astray(agreement: float, state: str) -> None:
-    verdict = sentinel.judge(agreement=agreement, average=None)
+OPINION = torch.tensor([[1, 1, 0, 0, 0, 0, 0, IGNORE]])
+NETS = {  # P(foreground) at each pixel: the first two are what the annotators drew
+    "fine": [0.9, 0.8, 0.1, 0.1, 0.0, 0.0, 0.0, 0.5],
+    "undertrained": [0.4, 0.3, 0.3, 0.3, 0.3, 0.3, 0.3, 0.9],  # the frequency of the class, everywhere
+    "astray": [0.01, 0.01, 0.99, 0.99, 0.99, 0.99, 0.99, 0.5],  # classes swapped
+}
+
+
+@pytest.mark.parametrize("state", NETS)
+def test_an_undertrained_net_is_cautious_and_one_astray_is_sure(state: str) -> None:
+    foreground = torch.tensor([NETS[state]])
+    stands = sentinel.standing(sentinel.tally(torch.stack([1 - foreground, foreground], 1), OPINION))
+    verdict = sentinel.judge(stands, average=None)
     assert verdict.state == state
-    assert f"{agreement:.2f}" in verdict.why
+    assert f"{stands.agreement:.2f}" in verdict.why
+
+
+def test_a_net_that_takes_a_blank_annotator_for_the_truth_is_astray_though_it_draws_nothing() -> None:
+    posterior = torch.tensor([[[0.999] * 8, [0.001] * 8]])
+    stands = sentinel.standing(sentinel.tally(posterior, OPINION))
+    assert stands.drawn == 0
+    assert sentinel.judge(stands, average=None).state == "astray"
 
 
 def test_an_untrained_net_is_given_time() -> None:
-    assert sentinel.judge(agreement=0.0, average=None, progress=0.1).state == "fine"
+    nothing_yet = sentinel.Standing(agreement=0.0, drawn=0.0, surprise=2.0)
+    assert sentinel.judge(nothing_yet, average=None, progress=0.1).state == "fine"
+
+
+def test_tallies_add_up_over_batches_and_leave_out_what_nobody_saw() -> None:
+    posterior = torch.tensor([[[0.5, 0.2, 0.2], [0.5, 0.8, 0.8]]])
+    target = torch.tensor([[0, 1, IGNORE]])
+    whole = sentinel.tally(posterior, target)
+    assert torch.allclose(whole, sum(sentinel.tally(posterior[..., [i]], target[..., [i]]) for i in range(3)))
+    stands = sentinel.standing(whole)
+    assert stands.drawn == 1
+    assert stands.surprise == pytest.approx(-math.log(0.5 * 0.8) / (2 * math.log(2)))
 
 
 def test_overlaps_add_up_to_a_dice_of_the_foreground() -> None:
     predicted, target = torch.tensor([[0, 1, 1, 1]]), torch.tensor([[0, 1, 1, IGNORE]])
     assert sentinel.overlap(predicted, target).tolist() == [4.0, 4.0]
     assert sentinel.overlap(torch.zeros_like(target), target).tolist() == [0.0, 2.0]
-
-
-def test_a_style_shows_as_full_overlap_with_one_annotator() -> None:
-    labels = torch.tensor([[GOOD, OVER, UNDER, BLANK]])
-    twice, sizes = sentinel.style_overlap(torch.tensor([OVER]), labels).T
-    assert (twice / sizes).argmax() == 1

@@ -1,15 +1,19 @@
 """What happens to a patch on the device: motions that keep image, views and labels together, decided by identity."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from casebook import IGNORE
-from rayters.training.augment import Augmentation, augment
+from rayters.training.augment import augment
+from rayters.training.augmentation import Augmentation
 from rayters.training.device import on_device
 from rayters.training.stain import jitter_stain
 
-STILL = Augmentation(flips=False, rotation_deg=0, scale=0, gain=0, shift=0)
+STILL = Augmentation()
+MOVING = Augmentation(flips=True, rotation_deg=180, scale=0.2)
 
 
 def apply(
@@ -50,7 +54,7 @@ def test_image_and_all_annotators_move_together(size: tuple[int, ...], elastic: 
     picture = blobs(6, *size)
     views = picture[:, None, None].to(torch.uint8)
     labels = torch.stack([picture > 100, picture > 120], dim=1).to(torch.uint8)
-    how = Augmentation(gain=0, shift=0, elastic=elastic)
+    how = replace(MOVING, elastic=elastic)
     moved, drawn = apply(views, labels, how, ids=list(range(6)))
     assert not torch.equal(drawn, labels)
     seen = drawn[:, 0] != IGNORE
@@ -65,7 +69,7 @@ def test_a_wide_view_sees_the_same_motion_at_half_the_scale() -> None:
     target, wide = whole[:, :, 32:96, 32:96], torch.nn.functional.avg_pool2d(whole, 2)
     views = torch.stack([target, wide], dim=1)
     labels = torch.zeros(4, 1, 64, 64, dtype=torch.uint8)
-    how = Augmentation(gain=0, shift=0, scale=0.1, elastic=0.03)
+    how = replace(MOVING, scale=0.1, elastic=0.03)
     moved, _ = apply(views, labels, how, ids=[5, 6, 7, 8], scales=(1.0, 2.0))
     small = torch.nn.functional.avg_pool2d(moved[:, 0], 2)
     assert (small - moved[:, 1, :, 16:48, 16:48])[:, :, 6:-6, 6:-6].abs().mean() < 2.5
@@ -75,7 +79,7 @@ def test_a_wide_view_sees_the_same_motion_at_half_the_scale() -> None:
 def test_a_patch_fares_the_same_in_any_batch_and_otherwise_with_another_seed() -> None:
     views = blobs(4, 32, 32)[:, None, None].to(torch.uint8)
     labels = (views[:, 0] > 100).to(torch.uint8)
-    how = Augmentation(elastic=0.05)
+    how = replace(MOVING, elastic=0.05, gain=0.1, shift=0.1)
     together, drawn = apply(views, labels, how, ids=[7, 1 << 41, 9, 3])
     alone, alone_drawn = apply(views[1:2], labels[1:2], how, ids=[1 << 41])
     assert torch.allclose(together[1:2], alone, atol=1e-4)
@@ -87,7 +91,7 @@ def test_what_comes_from_outside_is_ignored_and_ignored_stays_ignored() -> None:
     views = torch.full((1, 1, 1, 32, 32), 9, dtype=torch.uint8)
     labels = torch.zeros(1, 2, 32, 32, dtype=torch.uint8)
     labels[0, 1] = IGNORE
-    _, drawn = apply(views, labels, Augmentation(flips=False, scale=0, gain=0, shift=0), ids=[4])
+    _, drawn = apply(views, labels, Augmentation(rotation_deg=180), ids=[4])
     assert set(drawn[0, 0].unique().tolist()) == {0, IGNORE}
     assert (drawn[0, 1] == IGNORE).all()
 
@@ -110,8 +114,8 @@ def test_on_a_processor_batches_arrive_in_order_and_uncopied() -> None:
     }  # fmt: skip
     (arrived,) = on_device([batch], torch.device("cpu"))
     batch["views"][0, 0, 0, 0, 0] = 7
-    assert arrived.views[0, 0, 0, 0, 0] == 7
-    assert arrived.patch.tolist() == [5, 6]
+    assert arrived["views"][0, 0, 0, 0, 0] == 7
+    assert arrived["patch"].tolist() == [5, 6]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here: the copies that overlap cannot be seen")
@@ -124,5 +128,5 @@ def test_on_a_gpu_every_batch_arrives_whole() -> None:
         }
         for i in range(20)
     ]  # fmt: skip
-    arrived = [batch.views.clone() for batch in on_device(sent, torch.device("cuda"))]
+    arrived = [batch["views"].clone() for batch in on_device(sent, torch.device("cuda"))]
     assert all(np.array_equal(a.cpu().numpy(), b["views"]) for a, b in zip(arrived, sent, strict=True))

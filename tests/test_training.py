@@ -17,6 +17,7 @@ from rayters.annotators.digits import digit_sheets
 from rayters.methods import MajorityVote, MeanLabels
 from rayters.networks.backbone import UNet
 from rayters.patches.sampling import Sampling
+from rayters.training.augmentation import Augmentation
 from rayters.training.cluster import Crew, train
 from rayters.training.local import train_locally
 from rayters.training.model import load_model
@@ -63,9 +64,21 @@ def test_training_lowers_the_loss(digits: Cohort, tmp_path: Path) -> None:
     assert later["validation_loss"] < first["validation_loss"]
 
 
-def test_the_same_seed_gives_the_same_model_to_the_bit(digits: Cohort, tmp_path: Path) -> None:
-    once, again = (train_locally(SHORT, digits, tmp_path / name) for name in ("a", "b"))
+AUGMENTED = replace(SHORT, augmentation=Augmentation(flips=True, rotation_deg=20, gain=0.1))
+
+
+@pytest.mark.parametrize("run", [SHORT, AUGMENTED], ids=["plain", "augmented"])
+def test_the_same_seed_gives_the_same_model_to_the_bit(run: Run, digits: Cohort, tmp_path: Path) -> None:
+    once, again = (train_locally(run, digits, tmp_path / name) for name in ("a", "b"))
     assert all(torch.equal(a, b) for a, b in zip(once.net.parameters(), again.net.parameters(), strict=True))
+
+
+def test_augmentation_changes_what_is_trained_on_and_not_what_is_validated_on(digits: Cohort, tmp_path: Path) -> None:
+    still = replace(SHORT, epochs=1, learning_rate=1e-12)  # a net that does not move shows the data
+    plain = train_locally(still, digits, tmp_path / "plain").measured
+    moved = train_locally(replace(AUGMENTED, epochs=1, learning_rate=1e-12), digits, tmp_path / "moved").measured
+    assert moved["loss"] != pytest.approx(plain["loss"], rel=1e-4)
+    assert moved["validation_loss"] == pytest.approx(plain["validation_loss"], rel=1e-6)
 
 
 def test_a_model_that_was_saved_predicts_as_before(digits: Cohort, tmp_path: Path) -> None:

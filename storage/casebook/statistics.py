@@ -12,7 +12,9 @@ import numpy as np
 from casebook.case import Case
 from casebook.labels import IGNORE
 
-BLOCK_PX = {2: 1024, 3: 128}  # one cell of the block grid: a multiple of every default chunk
+BLOCK_PX = {2: 1024, 3: 128}  # the largest cell of the block grid: a multiple of every default chunk
+LEAST_PX = 16  # the smallest: finer than any patch
+CELLS_PER_AXIS = 8  # what a small case is divided into, so that its sparse structures can be found
 MOST_SCANNED = 2**26  # pixels; larger cases are sampled (mean) or counted on a coarser level (blocks)
 
 
@@ -30,8 +32,17 @@ class BlockCounts:
 
 
 def block_side(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Side of the grid's cells: BLOCK_PX, never bigger than the image."""
-    return tuple(min(n, BLOCK_PX[len(shape)]) for n in shape)
+    """Side of the grid's cells: a power of two that gives a small case CELLS_PER_AXIS of them, never bigger than the image.
+
+    >>> block_side((100_000, 4_000)), block_side((5, 128, 600))
+    ((1024, 256), (5, 16, 64))
+    """
+    return tuple(min(n, max(LEAST_PX, min(BLOCK_PX[len(shape)], _power_of_two(n // CELLS_PER_AXIS)))) for n in shape)
+
+
+def _power_of_two(number: int) -> int:
+    """The largest that is not above, at least 1."""
+    return 1 << max(0, number.bit_length() - 1)
 
 
 def count_blocks(case: Case) -> BlockCounts:

@@ -4,15 +4,19 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from rayters.methods.method import Eye, Loss, Outputs, Prediction
-from rayters.methods.plain import PlainNet
-from rayters.methods.targets import hard_cross_entropy, majority
+from rayters.methods.method import Eye, Loss, Outputs, Prediction, tunable
+from rayters.methods.plain import PlainNet, dice_and_entropy
+from rayters.methods.targets import fused_target
 from rayters.networks.task import Task
 
 
 @dataclass(frozen=True, kw_only=True)
 class MajorityVote:
-    """Cross-entropy against the class that most of the annotators who looked wrote; ties go to the lowest class."""
+    """Cross-entropy and soft Dice against the class that most of the annotators who looked wrote; ties go to the lowest class."""
+
+    dice: float = tunable(
+        1.0, low=0.0, high=2.0
+    )  # weight of soft Dice, without which a small structure is drowned by its background
 
     @property
     def needs_identity(self) -> bool:
@@ -25,11 +29,9 @@ class MajorityVote:
         return PlainNet(eye)
 
     def loss(self, outputs: Outputs, labels: Tensor, progress: float) -> Loss:
-        """Cross-entropy in nats."""
+        """Cross-entropy in nats, plus ``dice`` times one minus soft Dice."""
         del progress
-        logits = outputs["logits"]
-        per_patch = hard_cross_entropy(logits, majority(labels, logits.shape[1]))
-        return Loss(per_patch=per_patch, parts={"cross_entropy": per_patch.detach().mean()})
+        return dice_and_entropy(outputs["logits"], fused_target(labels, outputs["logits"].shape[1], "vote"), self.dice)
 
     def predict(self, outputs: Outputs) -> Prediction:
         """The softmax of the logits."""

@@ -4,15 +4,17 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from rayters.methods.method import Eye, Loss, Outputs, Prediction
-from rayters.methods.plain import PlainNet
-from rayters.methods.targets import mean_labels, soft_cross_entropy
+from rayters.methods.method import Eye, Loss, Outputs, Prediction, tunable
+from rayters.methods.plain import PlainNet, dice_and_entropy
+from rayters.methods.targets import mean_labels
 from rayters.networks.task import Task
 
 
 @dataclass(frozen=True, kw_only=True)
 class MeanLabels:
     """Cross-entropy against the share of annotators, of those who looked, that wrote each class: calibrated to their disagreement."""
+
+    dice: float = tunable(0.0, low=0.0, high=2.0)  # weight of soft Dice: helps small structures, costs calibration
 
     @property
     def needs_identity(self) -> bool:
@@ -25,11 +27,9 @@ class MeanLabels:
         return PlainNet(eye)
 
     def loss(self, outputs: Outputs, labels: Tensor, progress: float) -> Loss:
-        """Cross-entropy in nats."""
+        """Cross-entropy in nats, plus ``dice`` times one minus soft Dice."""
         del progress
-        logits = outputs["logits"]
-        per_patch = soft_cross_entropy(logits, mean_labels(labels, logits.shape[1]))
-        return Loss(per_patch=per_patch, parts={"cross_entropy": per_patch.detach().mean()})
+        return dice_and_entropy(outputs["logits"], mean_labels(labels, outputs["logits"].shape[1]), self.dice)
 
     def predict(self, outputs: Outputs) -> Prediction:
         """The softmax of the logits."""

@@ -20,13 +20,13 @@ from casebook import Cohort, open_cohort
 from rayters.patches.batches import local_batches
 from rayters.patches.plan import plan_epoch
 from rayters.patches.share import Share
+from rayters.training.device import Arrays
 from rayters.training.local import VALIDATION, model_of
 from rayters.training.loop import Epoch, Observer, Stream, fit, is_finished
 from rayters.training.model import Model, load_model, load_state, save_model, save_state
 from rayters.training.observers import Everyone, TensorBoard
 from rayters.training.progress import MeterObserver, progress_bar
 from rayters.training.run import Run, from_json, resolve, task_of, to_json
-from rayters.training.step import Arrays
 from rayters.training.stream import StreamConfig, open_stream, stream_batches
 from rayters.training.team import Team
 

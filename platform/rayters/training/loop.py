@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from rayters.networks.task import Task
+from rayters.training.device import Arrays, on_device
 from rayters.training.model import build_net
 from rayters.training.run import Run
-from rayters.training.step import Arrays, to_device, train_step
+from rayters.training.step import augmented, train_step
 from rayters.training.team import Team
 from rayters.training.validation import validate
 
@@ -112,12 +113,12 @@ def _epoch(
     """One epoch; returns the mean loss over its steps and the team."""
     net.train()
     total = torch.zeros(2, device=team.device)
-    for step, arrays in enumerate(stream.train(epoch, 0)):
+    for step, columns in enumerate(on_device(stream.train(epoch, 0), team.device)):
         torch.manual_seed(
             hash((run.seed, attempt, epoch, step, team.rank)) & 0x7FFFFFFF
         )  # resumable noise for nets that sample
         progress = (epoch + step / stream.steps) / run.epochs
-        parts = train_step(run, net, optimizer, to_device(arrays, task, team.device), progress)
+        parts = train_step(run, net, optimizer, augmented(columns, run, task), progress)
         total += torch.stack([parts["loss"], parts["loss"].new_ones(())])
         observer.on_step(attempt, epoch, step, parts)
         if step + 1 == stream.steps:

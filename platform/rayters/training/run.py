@@ -12,6 +12,7 @@ from rayters.networks.backbone import UNet
 from rayters.networks.task import Task
 from rayters.patches.sampling import Sampling
 from rayters.patches.view import Request, View
+from rayters.training.augmentation import Augmentation
 
 if TYPE_CHECKING:
     AnyMethod = Method
@@ -33,6 +34,7 @@ class Run:
     gaze: AnyGaze = field(default_factory=FixedGaze)  # what the network gets to see
     network: UNet = field(default_factory=UNet)
     sampling: Sampling = field(default_factory=Sampling)
+    augmentation: Augmentation = field(default_factory=Augmentation)
     patch_px: tuple[int, ...] = ()  # size of the target; () chooses by the cohort
     downsampling: int = 1  # level-0 pixels per pixel of the target
     epochs: int = 10
@@ -120,7 +122,7 @@ def from_json(value: Any) -> Any:
         return tuple(from_json(item) for item in value)
     if not isinstance(value, dict):
         return value
-    known = {part.__name__: part for part in (Run, UNet, Sampling, Task, *methods.ALL, *gaze.ALL)}
+    known = {part.__name__: part for part in (Run, UNet, Sampling, Augmentation, Task, *methods.ALL, *gaze.ALL)}
     if value.get("is") not in known:
         raise ValueError(f"'{value.get('is')}' is no part of a run; known are {', '.join(sorted(known))}")
     return known[value["is"]](**{name: from_json(item) for name, item in value.items() if name != "is"})

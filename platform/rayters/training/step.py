@@ -3,7 +3,6 @@
 Shapes: B batch, V views, C channels, A annotators, S the spatial axes.
 """
 
-from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -14,10 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from rayters.networks.task import Task
+from rayters.training.augment import augment
+from rayters.training.device import Arrays, Columns, on_device
 from rayters.training.run import Run
-
-Arrays = Mapping[str, Any]
-"""A batch of the stream: "views" (B, V, C, *S) as stored, "labels" (B, A, *S) uint8, "patch" (B,) int64 ..., as numpy arrays."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,17 +27,38 @@ class Batch:
 
 
 def to_device(arrays: Arrays, task: Task, device: torch.device) -> Batch:
-    """Moves the stored dtype, which is small, and normalises there: (x - mean) / std per channel."""
-    labels = torch.from_numpy(np.ascontiguousarray(arrays["labels"])).to(device, non_blocking=True).long()
-    return Batch(views=normalised(arrays["views"], task, device), labels=labels)
+    """One batch on its own, normalised there; a training overlaps the copies, see ``on_device``."""
+    (columns,) = on_device([arrays], device)
+    return plain(columns, task)
 
 
-def normalised(views: NDArray[Any], task: Task, device: torch.device) -> Tensor:
-    """(B, V, C, *S) in the stored dtype -> floats on the device, (x - mean) / std per channel of the training cases."""
-    stored = torch.from_numpy(np.ascontiguousarray(views)).to(device, non_blocking=True).float()
+def plain(columns: Columns, task: Task) -> Batch:
+    """Patches as they were read, normalised."""
+    views = columns["views"]
+    return Batch(views=normalised(views, task, views.device), labels=columns["labels"].long())
+
+
+def normalised(views: NDArray[Any] | Tensor, task: Task, device: torch.device) -> Tensor:
+    """(B, V, C, *S) in the stored dtype, which is small -> floats on the device, (x - mean) / std per channel of the training cases."""
+    mean, std = _moments(task, device)
     per_channel = (1, 1, -1) + (1,) * task.axes
-    mean, std = (torch.tensor(values, device=device).view(per_channel) for values in (task.mean, task.std))
-    return (stored - mean) / std
+    return (torch.as_tensor(views, device=device).float() - mean.view(per_channel)) / std.view(per_channel)
+
+
+def augmented(columns: Columns, run: Run, task: Task) -> Batch:
+    """The same, moved and recoloured as ``run.augmentation`` says; the identity of a patch and the run's seed decide how."""
+    if run.augmentation.is_off:
+        return plain(columns, task)
+    mean, std = _moments(task, columns["views"].device)
+    views, labels = augment(
+        columns["views"], columns["labels"], columns["patch"].cpu(),
+        augmentation=run.augmentation, seed=run.seed, scales=task.view_scales, mean=mean, std=std,
+    )  # fmt: skip
+    return Batch(views=views, labels=labels.long())
+
+
+def _moments(task: Task, device: torch.device) -> tuple[Tensor, Tensor]:
+    return torch.tensor(task.mean, device=device), torch.tensor(task.std, device=device)
 
 
 def learning_rate(run: Run, progress: float) -> float:
