@@ -63,7 +63,9 @@ def test_an_edited_copy_wins_over_an_installed_one(tmp_path: Path, ray_session: 
     import yaml
 
     environment = yaml.safe_load((ROOT / "jobs/runtime_env.yaml").read_text())
-    job = client.submit_job(entrypoint="python jobs/look.py", runtime_env=environment | {"working_dir": str(tmp_path)})
+    job = client.submit_job(
+        entrypoint=f"{sys.executable} jobs/look.py", runtime_env=environment | {"working_dir": str(tmp_path)}
+    )
     deadline = time.monotonic() + 120
     while not (status := client.get_job_status(job)).is_terminal():
         assert time.monotonic() < deadline, "the job never ended"
