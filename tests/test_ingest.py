@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import threading
+import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import nibabel
@@ -16,6 +18,7 @@ import tifffile
 from PIL import Image
 
 from casebook import CaseFormatError, CaseNotFoundError, open_case, open_cohort
+from casebook.formats import Opened
 from casebook.ingest import Ingest, ingest
 from casebook.layout import match_files
 from casebook.masks import parse_values, to_classes
@@ -85,6 +88,39 @@ def test_several_cases_are_in_work_at_once(folder, tmp_path, monkeypatch):
     assert steps[-1][:2] == (3, 3)
     assert {name for *_, name in steps} == {"p1_a", "p1_b", "p2_a"}
     assert not both.broken or both.n_waiting == 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Long:
+    """A slide of 40 blocks, each of which takes a while."""
+
+    reads: list
+    shape: tuple = (1, 40 * 2048, 64)
+    dtype: str = "uint8"
+    identity: str = "long"
+
+    def read(self, origin, size):
+        self.reads.append(origin)
+        time.sleep(0.05)
+        return np.zeros((1, *size), np.uint8)
+
+
+def test_what_ends_the_ingest_ends_the_slides_in_work_at_the_next_block(folder, tmp_path, monkeypatch):
+    import casebook.ingest as module
+
+    reads = []
+
+    def opens(path):
+        if "p1_a" in path:
+            return Opened(pixels=Long(reads=reads))
+        while len(reads) < 3:
+            time.sleep(0.01)
+        raise KeyboardInterrupt  # as Ctrl-C would
+
+    monkeypatch.setattr(module, "open_image", opens)
+    with pytest.raises(KeyboardInterrupt):
+        ingest(Ingest(source=str(folder), to=str(tmp_path / "out"), side_by_side=2))
+    assert 3 <= len(reads) < 30
 
 
 KILLED = """

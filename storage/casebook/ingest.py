@@ -9,8 +9,8 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Callable, Sequence
+from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from threading import Lock
@@ -69,7 +69,7 @@ def ingest(config: Ingest, *, scheduler: Scheduler = None, progress: Progress | 
         Note(severity="note", file=path, seen="belongs to no case", remedy="name it in --labels, or leave it")
         for path in found.unused
     ]
-    done = list(_all(config, found, scheduler, progress or (lambda *_: None)))
+    done = _all(config, found, scheduler, progress or (lambda *_: None))
     rows = [case.row for case in done if case.row]
     return Outcome(
         cohort=_list(config, rows) if rows else None,
@@ -80,19 +80,29 @@ def ingest(config: Ingest, *, scheduler: Scheduler = None, progress: Progress | 
     )
 
 
-def _all(config: Ingest, found: Found, scheduler: Scheduler, progress: Progress) -> Iterator[_Done]:
+def _all(config: Ingest, found: Found, scheduler: Scheduler, progress: Progress) -> list[_Done]:
     """Every case, several at a time; in the folder's order, whichever is done first."""
     splits = _splits(config, found)
-    workers = config.side_by_side or min(MOST_SIDE_BY_SIDE, os.cpu_count() or 1)
     meter = _Meter(cases=len(found.cases), progress=progress)
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="casebook-ingest")
+    pool = ThreadPoolExecutor(_workers(config), thread_name_prefix="casebook-ingest")
     try:
         futures = [pool.submit(_one, config, case, splits[case.case], scheduler, meter) for case in found.cases]
         for future in as_completed(futures):
-            future.result()  # what is no casebook error ends the rest at once
-        yield from (future.result() for future in futures)
+            future.result()
+        return [future.result() for future in futures]
+    except BaseException:  # Ctrl-C, or what is no casebook error: slides in work end with the block they are at
+        meter.stopped = True
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _workers(config: Ingest) -> int:
+    if config.side_by_side is None:
+        return min(MOST_SIDE_BY_SIDE, os.cpu_count() or 1)
+    if config.side_by_side < 1:
+        raise CaseFormatError(f"--side-by-side {config.side_by_side}: at least one case at a time was expected")
+    return config.side_by_side
 
 
 @dataclass(kw_only=True, eq=False)
@@ -101,13 +111,19 @@ class _Meter:
 
     cases: int
     progress: Progress
+    stopped: bool = False
+    done: float = 0.0
     parts: dict[str, float] = field(default_factory=dict)
     lock: Lock = field(default_factory=Lock)
 
     def move(self, case: str, part: float) -> None:
+        """Raises CancelledError in the case that calls it once all are to stop."""
+        if self.stopped:
+            raise CancelledError
         with self.lock:
+            self.done += part - self.parts.get(case, 0.0)
             self.parts[case] = part
-            self.progress(round(sum(self.parts.values()), 2), self.cases, case)
+            self.progress(round(self.done, 2), self.cases, case)
 
 
 def _one(config: Ingest, case: FoundCase, split: str, scheduler: Scheduler, meter: _Meter) -> _Done:
