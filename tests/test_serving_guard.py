@@ -194,13 +194,15 @@ def test_nothing_outside_the_roots_is_read(cohort: Path, wanted: str, monkeypatc
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_whatever_is_asked_for_stays_inside(cohort: Path, free: str, sly: str) -> None:
     places = Places((str(cohort),))
+    statuses = {404}
     for wanted in (free, sly, f"{cohort}/{sly}", f"cohort/{free}"):
         try:
             case = places.case(wanted)
         except RefusedError as refused:
-            assert refused.status == 404
+            statuses.add(refused.status)
         else:
             assert os.path.realpath(case.url).startswith(os.path.realpath(cohort) + os.sep)
+    assert statuses == {404}
 
 
 def test_a_table_that_points_outside_is_not_followed(cohort: Path, tmp_path: Path) -> None:
@@ -395,11 +397,14 @@ def test_a_truncated_or_damaged_file_is_decoded_or_refused_and_nothing_else(kind
         data = data[: draw.draw(st.integers(0, len(data) - 1))]
     for _ in range(draw.draw(st.integers(0, 4)) if data else 0):
         data[draw.draw(st.integers(0, len(data) - 1))] = draw.draw(st.integers(0, 255))
+    nbytes, status = 0, 422
     try:
         claim = examine(bytes(data), most_bytes=MB)
-        assert decode(bytes(data), claim).pixels.nbytes <= 16 * MB
+        nbytes = decode(bytes(data), claim).pixels.nbytes
     except RefusedError as refused:
-        assert refused.status in (413, 415, 422)
+        status = refused.status
+    assert nbytes <= 16 * MB
+    assert status in (413, 415, 422)
 
 
 # logs

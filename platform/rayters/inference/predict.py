@@ -197,11 +197,11 @@ def _batches(
     for first in range(0, len(tiles.origins), tiling.batch_size):
         past = min(first + tiling.batch_size, len(tiles.origins))
         views = normalised(tiles.cut(first, past), model.task, device)
-        maps, stack = _forward(model, views, tiling)
+        maps, stack = forward(model, views, tiling)
         yield tiles.origins[first:past], maps, stack
 
 
-def _forward(model: Model, views: Tensor, tiling: Tiling) -> tuple[Tensor, Stack]:
+def forward(model: Model, views: Tensor, tiling: Tiling) -> tuple[Tensor, Stack]:
     """Views (B, V, C, *S) -> maps (B, N, *S), the mean over the flips."""
     total: Tensor | None = None
     choices = flips_of(model.task.axes, tiling.flips)
@@ -237,4 +237,4 @@ def kinds(members: tuple[Model, ...], tiling: Tiling) -> Stack:
 def _kinds(model: Model, tiling: Tiling) -> Stack:
     device = next(model.net.parameters()).device
     views = torch.zeros(1, len(model.run.gaze.scales()), model.task.channels, *model.task.patch_px, device=device)
-    return _forward(model, views, tiling)[1]
+    return forward(model, views, tiling)[1]
