@@ -28,7 +28,7 @@ def predict_together(model: Model, images: Sequence[NDArray[Any]], *, tiling: Ti
         return [predict_picture(model, images[0], tiling=tiling)]
     pictures = [Picture(image) for image in images]
     for picture in pictures:
-        fits((model,), picture)
+        fits(model.task, picture)
     read = [read_tiles(model, picture, box_of(model, picture, None), tiling, None) for picture in pictures]
     return _look(model, read, tiling)
 

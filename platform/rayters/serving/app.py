@@ -34,6 +34,7 @@ WHY = {
     422: "well-formed, but it cannot be done", 429: "too many requests", 501: "not without Ray", 502: "a store did not answer",
     503: "busy, or a damaged model", 504: "it took too long",
 }  # fmt: skip
+COOKIE = "rayters"
 _SCHEME = HTTPBearer(auto_error=False, description="rayters_..., as jobs/tokens.py issue printed it")
 
 
@@ -60,6 +61,16 @@ async def may_predict(
     return _admitted(request, "predict")
 
 
+async def may_look(request: Request, bearer: Annotated[HTTPAuthorizationCredentials | None, Depends(_SCHEME)]) -> Token:
+    """A holder with scope predict, by header or by the page's session, which may do nothing but look."""
+    cookie = request.cookies.get(COOKIE)
+    if not cookie or request.headers.get("authorization"):
+        return _admitted(request, "predict")
+    token = desk_of(request).gate.check_session(cookie)
+    request.state.holder = token.id
+    return token
+
+
 async def may_administer(
     request: Request, bearer: Annotated[HTTPAuthorizationCredentials | None, Depends(_SCHEME)]
 ) -> Token:
@@ -67,8 +78,13 @@ async def may_administer(
     return _admitted(request, "admin")
 
 
-def _admitted(request: Request, scope: str) -> Token:
+def desk_of(request: Request) -> Desk:
     desk: Desk = request.app.state.desk
+    return desk
+
+
+def _admitted(request: Request, scope: str) -> Token:
+    desk = desk_of(request)
     token = desk.gate.check(request.headers.get("authorization"), scope)
     request.state.holder = token.id
     desk.rate.take(token.id)
@@ -77,11 +93,7 @@ def _admitted(request: Request, scope: str) -> Token:
 
 Predictor = Annotated[Token, Depends(may_predict)]
 Administrator = Annotated[Token, Depends(may_administer)]
-
-
-def desk_of(request: Request) -> Desk:
-    desk: Desk = request.app.state.desk
-    return desk
+Looker = Annotated[Token, Depends(may_look)]
 
 
 AtDesk = Annotated[Desk, Depends(desk_of)]
@@ -90,12 +102,13 @@ AtDesk = Annotated[Desk, Depends(desk_of)]
 def create_app(settings: Settings, backend: Backend) -> FastAPI:
     """The application with all its routes."""
     from rayters.serving.routes_jobs import router as jobs
+    from rayters.serving.routes_page import router as page
     from rayters.serving.routes_predict import router as predict
 
     configure()
     app = FastAPI(title="Rayters", version="1", description=DESCRIPTION, docs_url=None, redoc_url=None)
     app.state.desk = Desk(settings, backend)
-    for router in (models, predict, jobs):
+    for router in (models, predict, jobs, page):
         app.include_router(router)
     if settings.origins:
         app.add_middleware(
@@ -132,7 +145,7 @@ async def metrics(token: Predictor, desk: AtDesk) -> Response:
 
 
 @models.get("/v1/models", response_model=list[ModelCard], responses=problems(503), tags=["models"])
-async def list_models(token: Predictor, desk: AtDesk) -> list[dict[str, Any]]:
+async def list_models(token: Looker, desk: AtDesk) -> list[dict[str, Any]]:
     """The promoted version of every model."""
     return [shown(card) for card in await desk.models.cards()]
 

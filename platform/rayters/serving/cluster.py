@@ -159,7 +159,16 @@ class Cluster:
         return answer
 
     async def start(self, job: dict[str, Any]) -> None:
-        raise RefusedError(501, "whole-case jobs are not served yet: python jobs/predict.py predicts whole cases")
+        cpus, gpus = self.settings.replicas.cpus, self.settings.replicas.gpus
+        options = {
+            "name": _actor(job["id"]),
+            "namespace": APP,
+            "lifetime": "detached",
+            "num_cpus": cpus,
+            "num_gpus": gpus,
+        }
+        actor: Any = JobActor
+        actor.options(**options).remote(self.settings).run.remote(job)
 
     async def stop(self, id: str) -> None:
         try:
@@ -181,6 +190,22 @@ class Cluster:
     async def metrics(self) -> str:
         """What Ray's agents export of this application and of Serve, over all nodes."""
         return await asyncio.to_thread(_collected)
+
+
+@ray.remote
+class JobActor:
+    """Holds the worker of one job, and is gone when the job has ended."""
+
+    def __init__(self, settings: Settings) -> None:
+        from rayters.serving.whole_case_worker import Worker
+
+        self.worker = Worker(settings)
+
+    def run(self, job: dict[str, Any]) -> None:
+        try:
+            self.worker.run(job, device=_device())
+        finally:
+            ray.actor.exit_actor()  # type: ignore[no-untyped-call]
 
 
 def _collected() -> str:

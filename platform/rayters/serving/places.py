@@ -78,6 +78,22 @@ class Places:
         except CasebookError:
             raise RefusedError(status=404, detail=NOT_HERE) from None
 
+    def find(self, wanted: str) -> tuple[str, CaseRow]:
+        """The URL of the cohort that lists a case, and its row there; by 'cohort/case' or by the case's URL.
+
+        Raises:
+            RefusedError: 404.
+        """
+        cohort, _, name = wanted.partition("/")
+        if cohort in self.roots:
+            return self.roots[cohort], self.row(cohort, name)
+        place = self.inside(wanted)
+        for cohort, root in self.roots.items():
+            for row in self.cohort(cohort).cases:
+                if canonical(row.url) == place:
+                    return root, row
+        raise RefusedError(status=404, detail=NOT_HERE)
+
     def inside(self, url: str) -> str:
         """The URL itself, canonical, when it lies under a root.
 

@@ -112,11 +112,21 @@ def promote(registry: str, name: str, version: str) -> Card:
     Raises:
         ModelError: there is no such version, or it is damaged.
     """
+    card = check(registry, name, version)
+    pointer = {"schema": SCHEMA, "version": version, "checksum": card.checksum}
+    replace_json(join(canonical(registry), name, CURRENT), lambda _: pointer, absent=pointer)
+    return card
+
+
+def check(registry: str, name: str, version: str) -> Card:
+    """Compares every file of a version with its checksum.
+
+    Raises:
+        ModelError: there is no such version, or it is damaged.
+    """
     card = read_card(registry, name, version)
     for file, expected in card.files.items():
         _check(_read(join(canonical(registry), name, version, file)), expected, f"{card.id}/{file}")
-    pointer = {"schema": SCHEMA, "version": version, "checksum": card.checksum}
-    replace_json(join(canonical(registry), name, CURRENT), lambda _: pointer, absent=pointer)
     return card
 
 

@@ -21,12 +21,12 @@ STARTING_S = 120.0  # a job without a worker is given so long to get one
 async def start_job(body: JobRequest, token: Predictor, desk: AtDesk) -> dict[str, Any]:
     """Predicts a whole case, block by block, and writes layers named after the model beside the annotators' own."""
     card = await desk.models.card(body.model)
-    case = await asyncio.to_thread(desk.places.case, body.case)
+    cohort, row = await asyncio.to_thread(desk.places.find, body.case)
     books = Books(desk.settings.storage)
     unfinished = [j for j in await asyncio.to_thread(books.of, token.id) if j["state"] not in ENDED]
     if len(unfinished) >= desk.settings.limits.jobs:
         raise RefusedError(429, f"{len(unfinished)} of your jobs are unfinished: wait for one, or cancel one", 10)
-    job = await asyncio.to_thread(lambda: books.open(model=card.id, case=body.case, url=case.url, holder=token.id))
+    job = await asyncio.to_thread(lambda: books.open(model=card.id, cohort=cohort, name=row.case, holder=token.id))
     try:
         await desk.backend.start(job)
     except RefusedError as error:

@@ -13,7 +13,7 @@ from typing import Any
 
 from casebook import CaseNotFoundError
 from casebook.conditional import create_bytes, replace_json
-from casebook.location import canonical, join, list_names, read_json
+from casebook.location import canonical, join, last_name, list_names, read_json
 from rayters.serving.refusal import RefusedError
 
 ENDED = ("done", "failed", "cancelled", "lost")
@@ -26,10 +26,11 @@ class Books:
     def __init__(self, storage: str) -> None:
         self.folder = join(canonical(storage), "jobs")
 
-    def open(self, *, model: str, case: str, url: str, holder: str) -> dict[str, Any]:
-        """A new job, waiting."""
+    def open(self, *, model: str, cohort: str, name: str, holder: str) -> dict[str, Any]:
+        """A new job, waiting. cohort: its URL; name: of the case in it."""
         job = {
-            "id": secrets.token_hex(8), "model": model, "case": case, "url": url, "holder": holder, "state": "waiting",
+            "id": secrets.token_hex(8), "model": model, "case": f"{last_name(cohort)}/{name}", "cohort": cohort, "name": name,
+            "holder": holder, "state": "waiting",
             "done": 0, "total": 0, "detail": "", "started_on": _now(), "ended_on": None,
         }  # fmt: skip
         create_bytes(self._place(str(job["id"])), json.dumps(job).encode())
@@ -59,16 +60,13 @@ class Books:
 
     def note(self, id: str, **changes: Any) -> dict[str, Any]:
         """Writes down what changed; a job that has ended stays as it ended."""
-        noted: dict[str, Any] = {}
 
         def change(job: dict[str, Any]) -> dict[str, Any]:
-            nonlocal noted
             ends = changes.get("state") in ENDED
-            noted = job if job["state"] in ENDED else job | changes | ({"ended_on": _now()} if ends else {})
-            return noted
+            return job if job["state"] in ENDED else job | changes | ({"ended_on": _now()} if ends else {})
 
         replace_json(self._place(id), change, absent={"state": "lost"})
-        return noted
+        return read_json(self._place(id))
 
     def _place(self, id: str) -> str:
         return join(self.folder, f"{id}.json")
@@ -76,7 +74,7 @@ class Books:
 
 def public(job: dict[str, Any]) -> dict[str, Any]:
     """What the holder sees: no place on the server's disk."""
-    return {key: value for key, value in job.items() if key not in ("url", "holder")}
+    return {key: value for key, value in job.items() if key not in ("cohort", "name", "holder")}
 
 
 def _now() -> str:
