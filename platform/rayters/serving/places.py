@@ -14,7 +14,8 @@ from casebook.location import canonical, is_local, last_name, parent
 from rayters.serving.refusal import RefusedError
 
 _STRANGE = re.compile(r"(^|/)\.\.?(/|$)|\\|%|\?|#|::|[\x00-\x1f\x7f]|(?<!:)//")
-OPEN_AGAIN_S = 10.0
+OPEN_AGAIN_S = 10.0  # a cohort or a case that others change is seen changed after so long
+MOST_OPEN = 1000
 NOT_HERE = "this server does not serve that case: ask GET /v1/cohorts for those that it does"
 
 
@@ -35,6 +36,7 @@ class Places:
                 raise ValueError(f"two cohorts are named {last_name(root)!r}: copy or rename one of them")
         self.clock = clock
         self._open: dict[str, tuple[float, Cohort]] = {}
+        self._cases: dict[str, tuple[float, Case]] = {}
 
     def cohort(self, name: str) -> Cohort:
         """The cohort of this name; its table is read again after some seconds.
@@ -73,10 +75,16 @@ class Places:
         """
         cohort, _, name = wanted.partition("/")
         url = self.row(cohort, name).url if cohort in self.roots else self.inside(wanted)
-        try:
-            return open_case(url)
-        except CasebookError:
-            raise RefusedError(status=404, detail=NOT_HERE) from None
+        then, case = self._cases.get(url, (float("-inf"), None))
+        if case is None or self.clock() - then > OPEN_AGAIN_S:
+            try:
+                case = open_case(url)
+            except CasebookError:
+                raise RefusedError(status=404, detail=NOT_HERE) from None
+            if len(self._cases) >= MOST_OPEN:
+                self._cases.clear()
+            self._cases[url] = (self.clock(), case)
+        return case
 
     def find(self, wanted: str) -> tuple[str, CaseRow]:
         """The URL of the cohort that lists a case, and its row there; by 'cohort/case' or by the case's URL.

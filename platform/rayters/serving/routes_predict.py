@@ -62,7 +62,7 @@ async def predict_region(model: ModelName, body: RegionRequest, token: Predictor
         raise RefusedError(422, "origin_px0 and size_px0 go together: give both, or neither for the whole case")
     card = await desk.models.card(model)
     case = await asyncio.to_thread(desk.places.case, body.case)
-    region = CaseRegion(url=case.url, origin_px0=_tuple(body.origin_px0), size_px0=_tuple(body.size_px0))
+    region = CaseRegion(case=case, origin_px0=_tuple(body.origin_px0), size_px0=_tuple(body.size_px0))
     return _response(await _answer(desk, Work(model=card.id, source=region, want=want)), card.id)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from casebook import CasebookError, open_case
+from casebook import CasebookError
 from casebook.formats import Frame, Opened
 from rayters.inference.maps import Maps
 from rayters.inference.predict import Region, predict_region
@@ -77,7 +77,7 @@ class Segmenter:
         if not isinstance(source, CaseRegion):
             return None
         try:
-            case = open_case(source.url)
+            case = source.case
             size = source.size_px0 or case.shapes[0]
             origin = source.origin_px0 or (0,) * len(size)
             box = Region(origin_px0=_same_axes(origin, case.axes), size_px0=_same_axes(size, case.axes))

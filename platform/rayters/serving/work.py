@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from casebook import Case
+
 Kind = Literal["labels", "posterior", "uncertainty", "annotator"]
 Format = Literal["auto", "png", "npy", "nifti"]
 
@@ -25,9 +27,9 @@ class Upload:
 
 @dataclass(frozen=True, kw_only=True)
 class CaseRegion:
-    """A box of a case that the server may read, in pixels of level 0; None is all of it."""
+    """A box of a case that the server may read, in pixels of level 0; None is all of it. The case travels opened: it is metadata."""
 
-    url: str
+    case: Case
     origin_px0: tuple[int, ...] | None = None
     size_px0: tuple[int, ...] | None = None
 
