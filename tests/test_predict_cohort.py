@@ -254,16 +254,15 @@ def markers(folder: Path) -> int:
 
 
 def test_a_job_that_was_killed_goes_on_and_ends_with_the_same_bytes(tmp_path: Path) -> None:
-    cohort = cohort_of(tmp_path / "cohort", (1, 2100, 2200))
+    cohort = cohort_of(tmp_path / "cohort", (1, 1100, 2200))
     shutil.copytree(tmp_path / "cohort", tmp_path / "copy")
     model = model_at(tmp_path / "model")
-    whole = subprocess.run(job("--model", model, "--cohort", cohort.url), capture_output=True, text=True, timeout=300)
-    assert whole.returncode == 0, whole.stderr[-2000:]
+    assert predicted(model, cohort)[0].state == "predicted"
 
     command = job("--model", model, "--cohort", str(tmp_path / "copy"))
     victim = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 200
-    while not 2 <= markers(tmp_path / "copy") < 9:
+    while not 1 <= markers(tmp_path / "copy") < 6:
         assert time.monotonic() < deadline, "no block was finished"
         assert victim.poll() is None, "it ended before it could be killed"
         time.sleep(0.02)
@@ -285,16 +284,16 @@ def test_a_job_that_was_killed_goes_on_and_ends_with_the_same_bytes(tmp_path: Pa
 def test_a_node_that_dies_in_mid_prediction_changes_nothing(tmp_path: Path) -> None:
     from ray.cluster_utils import Cluster
 
-    cohort = cohort_of(tmp_path / "cohort", (1, 2100, 2200))
+    cohort = cohort_of(tmp_path / "cohort", (1, 1100, 2200))
     model = model_at(tmp_path / "model")
+    undisturbed, disturbed = tmp_path / "undisturbed", tmp_path / "disturbed"
+    assert predicted(model, cohort, replace(SMALL, to=str(undisturbed)))[0].state == "predicted"
     if ray.is_initialized():
         ray.shutdown()
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     try:
         doomed = cluster.add_node(num_cpus=1)
         ray.init(address=cluster.address, log_to_driver=False)
-        undisturbed, disturbed = tmp_path / "undisturbed", tmp_path / "disturbed"
-        assert predicted_on_ray(model, cohort, replace(SMALL, to=str(undisturbed)))[0].state == "predicted"
 
         def kill() -> None:
             while markers(disturbed) < 1:
