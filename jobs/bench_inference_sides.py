@@ -22,11 +22,12 @@ from rayters.training.model import Model, build_net, load_model, save_model
 from rayters.training.run import Run, task_of
 
 OVERLAP, BATCH = 0.25, 4
+CORES = os.cpu_count() or 1
 
 
 def run(job: dict[str, Any]) -> dict[str, float]:
     """One side: seconds (of nodes: batches per second), pixels, and the peak of resident memory."""
-    torch.set_num_threads(1)
+    torch.set_num_threads(CORES if job["who"] == "monai" else 1)
     cohort = open_cohort(job["cohort"])
     cohort = replace(cohort, cases=cohort.cases[:1])
     sides = {"ours": ours, "monai": monai, "nodes": on_nodes}
@@ -43,7 +44,7 @@ def untrained(folder: Path, cohort_url: str, patch_px: tuple[int, ...], width: i
         run = Run(method=MajorityVote(), network=UNet(width=width), patch_px=patch_px)
         task = task_of(run, cohort)
         torch.manual_seed(0)
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
         net = build_net(run, task)
         save_model(
             folder,
@@ -57,9 +58,9 @@ def ours(job: dict[str, Any], cohort: Cohort) -> float:
     packed = pack((job["model"],))
     began = time.perf_counter()
     tiling = Tiling(overlap=OVERLAP, batch_size=BATCH)
-    output = Output(to=job["out"], block_mib=job.get("block_mib", 512))
+    output = Output(to=job["out"], block_mib=job.get("block_mib", 128))
     work = plan_work(packed, cohort, tiling=tiling, output=output, skip_glass=False)
-    for done in predict_here(packed, cohort, work):
+    for done in predict_here(packed, cohort, work, workers=job.get("workers", CORES)):
         assert done.state == "predicted", done.error
     return time.perf_counter() - began
 

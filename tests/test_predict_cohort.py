@@ -151,6 +151,16 @@ def test_volumes_get_every_level_of_their_pyramid(tmp_path: Path) -> None:
         assert layer(case.url, "rayters", level).shape == shape
 
 
+def test_threads_give_the_same_bytes_as_one_after_the_other(tmp_path: Path) -> None:
+    cohort = cohort_of(tmp_path / "cohort", (1, 1100, 1300), (1, 100, 90))
+    packed = pack((model_at(tmp_path / "model", patch_px=(128, 128)),))
+    for workers in (1, 2):
+        output = replace(SMALL, to=str(tmp_path / str(workers)))
+        work = plan_work(packed, cohort, tiling=Tiling(), output=output)
+        assert {d.state for d in predict_here(packed, cohort, work, workers=workers)} == {"predicted"}
+    assert digest(tmp_path / "1") == digest(tmp_path / "2")
+
+
 def test_a_cohort_of_its_own_leaves_the_cases_as_they_were(tmp_path: Path) -> None:
     cohort = cohort_of(tmp_path / "cohort", (1, 200, 300), (1, 100, 90))
     before = digest(tmp_path / "cohort")

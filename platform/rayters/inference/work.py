@@ -192,11 +192,15 @@ def finish_case(work: Work, row: CaseRow, done: Done) -> Done:
         return replace(done, state="failed", error=str(error))
 
 
-def predict_here(packed: Sequence[Packed], cohort: Cohort, work: Work) -> Iterator[Done]:
-    """Predicts every case in this process, one after the other; yields each when it is finished."""
+def predict_here(packed: Sequence[Packed], cohort: Cohort, work: Work, *, workers: int = 1) -> Iterator[Done]:
+    """Predicts every case in this process, without Ray; yields each when it is finished.
+
+    workers: blocks that are looked at at once, in threads; leave torch one thread each.
+    """
     rows: Mapping[str, CaseRow] = {row.case: row for row in cohort.cases}
     predict = Blocks(work, members_of(tuple(each.unpack() for each in packed)))
     todo = chain.from_iterable(to_do(work, row.case, row.url) for row in cohort.cases)
     some = iter(lambda: list(islice(todo, BLOCKS_PER_CALL)), [])
-    blocks = chain.from_iterable(map(predict, some))
+    threads = workers if workers > 1 else 0
+    blocks = chain.from_iterable(map_ahead(predict, some, threads=threads, ahead=workers))
     yield from (finish_case(work, rows[done.case], done) for done in whole_cases(blocks))
