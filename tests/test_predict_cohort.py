@@ -24,7 +24,7 @@ from rayters.inference.predict import predict_region
 from rayters.inference.predict_cohort import Pool, predict_cohort
 from rayters.inference.tiling import Tiling
 from rayters.inference.weights import pack
-from rayters.inference.work import Done, plan_work, predict_here
+from rayters.inference.work import Blocks, Done, plan_work, predict_here, to_do, whole_cases
 from rayters.inference.writing import Output
 from rayters.methods import AnnotatorConfusion, MajorityVote
 from rayters.networks.backbone import UNet
@@ -188,6 +188,38 @@ def test_what_is_done_is_left_alone_until_the_model_changes(tmp_path: Path) -> N
     second = digest(tmp_path / "cohort")
     assert second != first
     assert second.keys() == first.keys()
+
+
+def test_what_is_to_do_does_not_depend_on_what_is_done(tmp_path: Path) -> None:
+    # Ray asks again when a node with an answer was lost: another answer would leave the case unfinished for ever
+    cohort = cohort_of(tmp_path / "cohort", (1, 1100, 90))
+    packed = pack((model_at(tmp_path / "model"),))
+    work = plan_work(packed, cohort, tiling=Tiling(), output=SMALL)
+    before = to_do(work, "c0", cohort.cases[0].url)
+    assert [row["block"] for row in before] == [0, 1]
+    first = Blocks(work, (packed[0].unpack(),))(before[:1])[0]
+    assert first["pixels"] == 1024 * 90
+    assert to_do(work, "c0", cohort.cases[0].url) == before
+    again = Blocks(work, (packed[0].unpack(),))(before[:1])[0]
+    assert (again["state"], again["pixels"]) == ("predicted", 0)
+
+
+def test_a_case_is_whole_when_every_block_has_come_however_often() -> None:
+    def block(number: int, state: str = "predicted") -> dict[str, object]:
+        return {
+            "case": "a",
+            "block": number,
+            "of": 3,
+            "state": state,
+            "pixels": 5,
+            "error": "lost" * (state == "failed"),
+        }
+
+    assert list(whole_cases([block(0), block(0), block(2), block(0)])) == []
+    assert list(whole_cases([block(2), block(0), block(0), block(1), block(1)])) == [
+        Done(case="a", state="predicted", pixels=15)
+    ]
+    assert [d.state for d in whole_cases([block(2), block(0, "failed"), block(1)])] == ["failed"]
 
 
 def test_a_layer_that_somebody_drew_is_never_replaced(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """Several pyramids from one pass: what is computed once, block by block, becomes images and label layers together.
 
-    begin(plan)                      the arrays, new or as an interrupted run left them -> blocks that are still to do
+    begin(plan)                      the arrays, new or as an interrupted run left them; is_written(plan, 7) says what it did
     write_joint(plan, 7, {...})      any process, any order; a block owns whole chunks, so each has one writer
     finish(plan)                     coarser levels, then the documents that make it all visible, the first image's last
 
@@ -20,7 +20,7 @@ from casebook.case import Layer
 from casebook.documents import image_group, label_group
 from casebook.errors import CaseNotFoundError, ConflictError
 from casebook.layers import list_layer, unlist_layer
-from casebook.location import exists, join, list_names, parent, read_json, remove, write_bytes, write_json
+from casebook.location import exists, join, parent, read_json, remove, write_bytes, write_json
 from casebook.one_pass import (
     PARTIAL,
     PyramidJob,
@@ -143,8 +143,8 @@ def is_finished(plan: JointPlan) -> bool:
     return bool(ours.get("provenance", {}).get("identity") == plan.identity)
 
 
-def begin(plan: JointPlan) -> list[int]:
-    """Makes room and creates the arrays, or goes on from an interrupted run of the same plan; returns the blocks to do.
+def begin(plan: JointPlan) -> None:
+    """Makes room and creates the arrays, or finds them as an interrupted run of the same plan left them.
 
     Raises:
         ConflictError: a layer of this id was drawn by somebody, and is no prediction.
@@ -157,8 +157,11 @@ def begin(plan: JointPlan) -> list[int]:
         for array in plan.arrays:
             create_arrays(array)
         write_json(note, {"plan": fingerprint})
-    done = set(list_names(join(plan.notes, "0")))
-    return [index for index in range(len(plan.blocks)) if str(index) not in done]
+
+
+def is_written(plan: JointPlan, index: int) -> bool:
+    """Whether a block has been written, by whomever, since the plan was begun."""
+    return exists(join(plan.notes, "0", str(index)))
 
 
 def _make_room(plan: JointPlan) -> None:

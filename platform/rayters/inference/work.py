@@ -6,7 +6,6 @@ A row holds names and a number; pixels never travel. Every block owns whole chun
 own number, and leaves a marker: so a lost node, a killed job and a run from start to end give the same bytes.
 """
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -14,7 +13,7 @@ from itertools import chain, islice
 from typing import Any
 
 from casebook import Case, CasebookError, CaseRow, Cohort, describe_case, open_case
-from casebook.joint import JointPlan, begin, finish, is_finished, write_joint
+from casebook.joint import JointPlan, begin, finish, is_finished, is_written, write_joint
 from rayters.inference.predict import Tiles, kinds, look, members_of, read_tiles, tissue_of
 from rayters.inference.tiling import Tiling
 from rayters.inference.weights import Packed
@@ -25,7 +24,7 @@ from rayters.training.model import Model
 LARGE_PX = 4096  # a coloured picture longer than this is a slide, and may have empty glass
 BLOCKS_PER_CALL = 2  # the next is read, and the last written, while one is looked at
 Told = (CasebookError, ValueError, OSError)  # what goes wrong with one case and is told of it; the others go on
-BlockRow = dict[str, Any]  # case, url, block, pending (blocks of the case in this run), state, pixels (level 0), error
+BlockRow = dict[str, Any]  # case, url, block, of (blocks of the case), state, pixels (level 0, predicted now), error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,16 +81,19 @@ def _check(model: Model, cohort: Cohort, output: Output) -> None:
 
 
 def to_do(work: Work, name: str, url: str) -> list[BlockRow]:
-    """The blocks of a case that are still to do, or one row that says why there is none."""
-    base = {"case": name, "url": url, "block": 0, "pending": 1, "state": "predicted", "pixels": 0, "error": ""}
+    """All blocks of a case, also those that are written already, or one row that says why there is none.
+
+    Were the written ones left out here, the rows would depend on when this is called; and Ray calls it again when a node is lost.
+    """
+    base = {"case": name, "url": url, "block": 0, "of": 1, "state": "predicted", "pixels": 0, "error": ""}
     try:
         plan = plan_output(work.speech, open_case(url), name, work.folder, work.output)
         if is_finished(plan):
             return [base | {"state": "left alone"}]
-        blocks = begin(plan)
+        begin(plan)
     except Told as error:
         return [base | {"state": "failed", "error": str(error)}]
-    return [base | {"block": block, "pending": len(blocks), "state": "to do"} for block in blocks] or [base]
+    return [base | {"block": block, "of": len(plan.blocks), "state": "to do"} for block in range(len(plan.blocks))]
 
 
 class Blocks:
@@ -113,6 +115,8 @@ class Blocks:
             return None
         try:
             case, plan = self._plan(row)
+            if is_written(plan, int(row["block"])):
+                return None
             origin, size = plan.blocks[int(row["block"])]
             box = (origin, tuple(o + s for o, s in zip(origin, size, strict=True)))
             skip = is_slide(case) if self.work.skip_glass is None else self.work.skip_glass
@@ -126,7 +130,8 @@ class Blocks:
     ) -> Callable[[], BlockRow]:
         """Begins to write what was seen; the result waits for it."""
         if read is None:
-            return lambda: row
+            done = row | {"state": "predicted"} if row["state"] == "to do" else row
+            return lambda: done
         if isinstance(read, Exception):
             failed = row | {"state": "failed", "error": str(read)}
             return lambda: failed
@@ -161,19 +166,21 @@ def is_slide(case: Case) -> bool:
 
 
 def whole_cases(blocks: Iterable[BlockRow]) -> Iterator[Done]:
-    """Each case once the last of its blocks has come, in whatever order they do; one that failed is told of, others want finishing."""
-    seen: Counter[str] = Counter()
-    pixels: Counter[str] = Counter()
-    errors: dict[str, str] = {}
+    """Each case once all of its blocks have come, in whatever order and however often: then it wants finishing, or is told of."""
+    seen: dict[str, dict[int, BlockRow]] = {}
     for block in blocks:
-        name = str(block["case"])
-        seen[name] += 1
-        pixels[name] += int(block["pixels"])
-        if block["state"] == "failed":
-            errors.setdefault(name, str(block["error"]))
-        if seen[name] == int(block["pending"]):
-            state = "failed" if name in errors else str(block["state"])
-            yield Done(case=name, state=state, pixels=pixels[name], error=errors.get(name, ""))
+        name, mine = str(block["case"]), seen.setdefault(str(block["case"]), {})
+        if int(block["block"]) in mine:
+            continue
+        mine[int(block["block"])] = block
+        if len(mine) == int(block["of"]):
+            failed = [str(each["error"]) for each in mine.values() if each["state"] == "failed"]
+            yield Done(
+                case=name,
+                state="failed" if failed else str(block["state"]),
+                pixels=sum(int(each["pixels"]) for each in mine.values()),
+                error=failed[0] if failed else "",
+            )
 
 
 def finish_case(work: Work, row: CaseRow, done: Done) -> Done:
