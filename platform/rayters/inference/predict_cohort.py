@@ -51,7 +51,8 @@ def predict_cohort(packed: Sequence[Packed], cohort: Cohort, work: Work, pool: P
 
 def _dataset(work: Work, rows: Sequence[CaseRow], weights: "ray.ObjectRef[tuple[Packed, ...]]", pool: Pool) -> Any:
     """Rows of blocks that were done."""
-    cases = ray.data.from_items([{"case": row.case, "url": row.url} for row in rows])
+    # one case, one task: asked again, a task must answer the same, and what is to do changes when a case is finished
+    cases = ray.data.from_items([{"case": row.case, "url": row.url} for row in rows], override_num_blocks=len(rows))
     ds = cases.flat_map(partial(_to_do, work=work), num_cpus=SMALL_CPUS).map(
         Predictor,  # type: ignore[arg-type]  # Ray takes a class of callables as well
         fn_constructor_args=(work, [weights], pool.gpu),
