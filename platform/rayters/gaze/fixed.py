@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from rayters.gaze.gaze import Network, align
 from rayters.networks.head import pointwise
+from rayters.networks.search_range import tunable
 from rayters.networks.task import Task
 
 
@@ -17,7 +18,7 @@ class FixedGaze:
         ValueError: for a field of view under 1, since the target would not be seen whole.
     """
 
-    field_of_view: float = 1.0
+    field_of_view: float = tunable(1.0, low=1.0, high=4.0)
 
     def __post_init__(self) -> None:
         if self.field_of_view < 1:

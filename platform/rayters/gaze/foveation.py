@@ -30,6 +30,7 @@ from torch.nn import functional
 from rayters.gaze.gaze import Network, align, check_fields_of_view
 from rayters.gaze.several import mixture
 from rayters.networks.head import pointwise
+from rayters.networks.search_range import choice
 from rayters.networks.task import Task
 
 
@@ -42,7 +43,7 @@ class FoveationGaze:
     """
 
     fields_of_view: tuple[float, ...] = (1.0, 2.0, 4.0)
-    choose: Literal["mean", "mode", "gumbel", "reinforce"] = "mean"
+    choose: Literal["mean", "mode", "gumbel", "reinforce"] = choice("mean", "mean", "mode", "gumbel", "reinforce")
     blend: Literal["posteriors", "pixels"] = "posteriors"
     temperature: float = 1.0  # of the Gumbel-softmax
     entropy_weight: float = 0.0  # > 0 rewards undecided weights, which keeps every view in training

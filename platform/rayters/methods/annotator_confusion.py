@@ -58,8 +58,10 @@ class AnnotatorConfusion:
     inactive_weight: float = tunable(0.1, low=0.01, high=1.0, log=True)  # of the pull on columns that are not believed
     trace_weight: float = tunable(0.1, low=0.0, high=1.0)  # the paper's lambda; of the mean over annotators
     trace_of: Literal["believed", "all"] = "believed"  # columns; the paper takes all
-    warm_up: float = 0.15  # fraction of the training before the trace is lowered
-    warm_up_trace: float = 0.0  # by which the trace is *raised* during the warm-up (the paper does)
+    warm_up: float = tunable(0.15, low=0.0, high=0.5)  # fraction of the training before the trace is lowered
+    warm_up_trace: float = tunable(
+        0.0, low=0.0, high=1.0
+    )  # by which the trace is *raised* during the warm-up (the paper does)
     ramp: float = 0.2  # fraction of the training over which a weight rises or fades
     dominance: Literal["free", "each"] = (
         "free"  # 'each' forces every annotator to be right half of the time: fails for a blank one

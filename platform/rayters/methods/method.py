@@ -7,11 +7,13 @@ turns the net's outputs and the annotators' labels into a loss, and the outputs 
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Protocol
 
 from torch import Tensor, nn
 
+from rayters.networks.search_range import choice as choice  # a method declares its ranges with these
+from rayters.networks.search_range import tunable as tunable
 from rayters.networks.task import Task
 
 Outputs = dict[str, Tensor]
@@ -70,13 +72,3 @@ class Method(Protocol):
 
     def after_step(self, net: nn.Module, progress: float) -> None:
         """Called after every optimiser step; most methods do nothing here."""
-
-
-def tunable(default: Any, *, low: float, high: float, log: bool = False) -> Any:
-    """A dataclass field whose search range, [low, high], lies in its metadata; ``log`` asks for a logarithmic search."""
-    return field(default=default, metadata={"low": low, "high": high, "log": log})
-
-
-def choice(default: Any, *options: Any) -> Any:
-    """A dataclass field that a search picks from ``options``."""
-    return field(default=default, metadata={"options": options})

@@ -76,6 +76,10 @@ class _Keeper(Callback):
         write_result(self.folder, trial.config["trial"], trial.last_result["result"])
 
 
+def trial_key(trial: Trial) -> str:
+    """A name for a trial, the same wherever it is asked for."""
+    return hashlib.sha256(json.dumps(dict(trial), sort_keys=True).encode()).hexdigest()[:16]
+
+
 def _path(folder: Path, trial: Trial) -> Path:
-    key = hashlib.sha256(json.dumps(dict(trial), sort_keys=True).encode()).hexdigest()[:16]
-    return folder / f"{key}.json"
+    return folder / f"{trial_key(trial)}.json"

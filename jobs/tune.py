@@ -1,0 +1,222 @@
+"""Search over methods, gazes and resolutions at once, by agreement with the annotators alone.
+
+    python jobs/tune.py --trials 4 --seeds-per-candidate 2 --epochs 4 --network.width 4      the demo, some minutes on two cores
+    python jobs/tune.py --cohort cohorts/mine --space named --trials 40 --hours 8
+    python jobs/tune.py --cohort cohorts/mine --methods annotator-confusion t-loss --gazes fixed-gaze foveation-gaze
+    python jobs/tune.py --cohort cohorts/mine --objectives dice ece seconds --trials 60 --resume
+
+Every method as it comes is always among the candidates. A candidate is trained from several seeds and counts as one. What is chosen
+agrees best with the annotators' own labels of the validation split; the reference, where there is one, is reported and never used.
+A search that was killed goes on with the same command and --resume, to the same ranking.
+"""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import tyro
+from tqdm import tqdm
+
+from casebook import CasebookError, Cohort, open_cohort
+from rayters import gaze, methods
+from rayters.annotators.demo import demo_cohort
+from rayters.networks.backbone import UNet
+from rayters.patches.sampling import Sampling
+from rayters.reports.rows import Row, rows_table, table, write_rows
+from rayters.training.connect import connected
+from rayters.training.run import Run, to_json
+from rayters.tuning.propose import Objective, Sampler
+from rayters.tuning.search import Budget, Contender, Plan, search
+from rayters.tuning.space import Space, named, parts_of
+from rayters.tuning.sweep import run_trials
+from rayters.tuning.trial import Bench, run_trial
+
+# small trainings: a search compares, jobs/train.py then trains what it found at full size
+SMALL = Run(sampling=Sampling(patches_per_epoch=160, balance="class"), epochs=6, network=UNet(width=8), restarts=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """Search by agreement with the annotators."""
+
+    cohort: str | None = None  # URL of a cohort (a folder or s3://); none: the embedded demo
+    methods: tuple[str, ...] = ()  # names; none: all that fit the cohort (space 'all'), or the named three
+    gazes: tuple[str, ...] = ("fixed-gaze",)  # of the space 'all'
+    space: Literal["all", "named"] = "named"
+    """named: trace regularisation x warm-up x confusion level x field of view x resolution; all: every field with a range"""
+    trials: int = 20  # candidates beside the defaults of the methods
+    seeds_per_candidate: int = 3
+    at_once: int = 4  # candidates proposed together; the ranking depends on it, and on no number of machines
+    sampler: Sampler = "tpe"
+    objectives: tuple[Objective, ...] = (
+        "dice",
+    )  # with several, their trade-off is searched; the ranking is by the first
+    halving: bool = False  # train a candidate from further seeds only where its first is in the upper half
+    hours: float | None = None  # begin no further generation after so many hours
+    gpu_hours: float | None = None  # the same, summed over all trainings
+    gpus: float = 0.0  # of one training; a fraction shares a GPU
+    max_cpus: int | None = None  # of a Ray started here
+    storage: Path = Path("rayters-runs/search")  # results and models; a folder that all machines reach
+    name: str = "search"
+    resume: bool = False  # go on with the search of this name
+    run: Annotated[Run, tyro.conf.arg(name="")] = field(default_factory=lambda: SMALL)
+    json: str | None = None  # write the table's rows to this file
+
+
+def main(job: Job) -> None:
+    """Searches, prints, writes."""
+    folder = (job.storage / job.name).absolute()
+    cohort = open_cohort(job.cohort) if job.cohort else demo_cohort(job.storage.absolute() / "demo-cohort")
+    for split in ("train", "validation", "test"):
+        if not cohort.split(split).cases:
+            raise ValueError(f"cohort '{cohort.name}' has no case in split '{split}': a search needs all three")
+    plan = _plan(job, cohort)
+    _begin(folder, plan, job, cohort)
+    contenders = _search(job, plan, cohort, folder)
+    _print(job, contenders, folder)
+
+
+def _plan(job: Job, cohort: Cohort) -> Plan:
+    chosen = parts_of(job.methods, methods.ALL) if job.methods else None
+    if job.space == "named":
+        space = named(_fitting(chosen or named().methods, cohort, job.run))
+    else:
+        looks = parts_of(job.gazes, gaze.ALL)
+        space = Space(methods=_fitting(chosen or methods.ALL, cohort, job.run), gazes=looks)
+    return Plan(
+        space=space,
+        seeds=job.seeds_per_candidate,
+        at_once=job.at_once,
+        sampler=job.sampler,
+        objectives=job.objectives,
+        halving=job.halving,
+        seed=job.run.seed,
+    )
+
+
+def _fitting(chosen: Sequence[type[Any]], cohort: Cohort, run: Run) -> tuple[type[Any], ...]:
+    """Without those that learn about persons, where a name is none."""
+    kept = [part for part in chosen if cohort.stable_annotators or run.force or not part().needs_identity]
+    for part in chosen:
+        if part not in kept:
+            print(f"left out: {part.__name__} learns about persons, and in '{cohort.name}' a name is not one person")
+    return tuple(kept)
+
+
+def _begin(folder: Path, plan: Plan, job: Job, cohort: Cohort) -> None:
+    """Notes what the search is, or sees that it is the one to resume."""
+    about = {
+        "cohort": cohort.url,
+        "methods": [part.__name__ for part in plan.space.methods],
+        "gazes": [part.__name__ for part in plan.space.gazes],
+        "fields": list(plan.space.only),
+        "downsampling": list(plan.space.downsampling),
+        "plan": {name: value for name, value in dataclasses.asdict(plan).items() if name != "space"},
+        "run": to_json(job.run),
+    }
+    about = json.loads(json.dumps(about))
+    path = folder / "search.json"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(about, indent=1))
+        return
+    if not job.resume:
+        raise ValueError(f"{folder} holds a search: give --resume to go on with it, or another --name")
+    before = json.loads(path.read_text())
+    if changed := [name for name in about if about[name] != before.get(name)]:
+        raise ValueError(
+            f"the search in {folder} was begun with another {', '.join(changed)} (see search.json): --trials, --hours and --gpu-hours "
+            "may change on --resume; for anything else give another --name"
+        )
+
+
+def _search(job: Job, plan: Plan, cohort: Cohort, folder: Path) -> list[Contender]:
+    bench = Bench(cohort=cohort, space=plan.space, base=job.run, models=folder / "models")
+    budget = Budget(trials=job.trials, hours=job.hours, gpu_hours=job.gpu_hours, gpus=job.gpus)
+    total = (len(plan.space.methods) + job.trials) * plan.seeds
+    contenders: list[Contender] = []
+    with connected(cpus=job.max_cpus), tqdm(total=total, unit="training", desc="search") as bar:
+
+        def sweep(trials: Sequence[Any]) -> list[Any]:
+            bar.set_description(f"search, best {contenders[0].mean('dice'):.3f}" if contenders else "search, defaults")
+            results = run_trials(run_trial, trials, folder / "trials", data=bench, gpus=job.gpus)
+            bar.update(len(trials))
+            return results
+
+        for contenders in search(plan, budget, sweep):  # noqa: B007
+            pass
+    return contenders
+
+
+def _print(job: Job, contenders: Sequence[Contender], folder: Path) -> None:
+    lines = [
+        [
+            f"{'default' if each.is_default else each.number} {_title(each)}",
+            f"{each.mean('dice'):.4f}",
+            f"{each.mean('ece'):.4f}",
+            f"{each.mean('seconds'):.0f}",
+            _number(reported(each, "noisy")),
+            _number(reported(each, "reference")),
+            each.state,
+        ]
+        for each in contenders
+    ]
+    head = ["candidate", "Dice, validation", "ECE", "s", "Dice, test", "reference", ""]
+    print("\n" + table(head, lines) + "\n")
+    rows = search_rows(contenders)
+    print(rows_table(rows))
+    if job.json:
+        write_rows(rows, job.json)
+
+
+def reported(contender: Contender, rater: Literal["noisy", "reference"]) -> float:
+    """Mean Dice over test cases and seeds; NaN where there is none."""
+    found = [value for each in contender.results for value in each["reported"][rater].values()]
+    return float(np.mean(found)) if found else float("nan")
+
+
+def search_rows(contenders: Sequence[Contender]) -> list[Row]:
+    """The chosen candidate beside the best default: by the criterion, and as reported."""
+    whole = [each for each in contenders if each.state == "whole"]
+    if not whole:
+        raise RuntimeError(f"every candidate failed: {contenders[0].why}")
+    best, default = whole[0], next((each for each in whole if each.is_default), None)
+    pairs = [("noisy validation Dice (criterion)", lambda each: each.mean("dice"))]
+    pairs += [("noisy test Dice", lambda each: reported(each, "noisy"))]
+    pairs += [("Dice with the reference (reported only)", lambda each: reported(each, "reference"))]
+    return [
+        Row(
+            row=f"chosen / best fixed default, {what}",
+            value=of(best),
+            reference=of(default) if default else None,
+            goal="> 1",
+        )
+        for what, of in pairs
+        if not np.isnan(of(best))
+    ]
+
+
+def _number(value: float) -> str:
+    return "-" if np.isnan(value) else f"{value:.4f}"
+
+
+def _title(contender: Contender) -> str:
+    """The method, and what is searched of it."""
+    inner = [
+        f"{name.split('.')[-1]}={value:.3g}" if isinstance(value, float) else f"{name.split('.')[-1]}={value}"
+        for name, value in contender.candidate.items()
+        if name not in ("method",)
+    ]
+    return f"{contender.candidate['method']} {' '.join(inner)}"
+
+
+if __name__ == "__main__":
+    try:
+        main(tyro.cli(Job, description=__doc__, config=(tyro.conf.ConsolidateSubcommandArgs,)))
+    except (CasebookError, ValueError, RuntimeError) as error:
+        sys.exit(f"error: {error}")
