@@ -197,8 +197,8 @@ def measure(trial: Mapping[str, Any], images: np.ndarray) -> dict[str, Any]:
     )
     stream = Stream(
         steps=train // run.batch_size,
-        train=lambda epoch, first: batches(
-            noisy[:train], labels[:train], run.batch_size, np.random.default_rng((seed, epoch))
+        train=lambda at: batches(
+            noisy[:train], labels[:train], run.batch_size, np.random.default_rng((seed, at.epoch))
         ),
         validation=lambda: batches(noisy[train:test], labels[train:test], run.batch_size, None),
     )
@@ -264,6 +264,9 @@ class _Silent:
     """Nobody watches a trial."""
 
     def on_step(self, attempt: int, epoch: int, step: int, parts: Mapping[str, torch.Tensor]) -> None:
+        """Nothing."""
+
+    def on_pause(self, net: torch.nn.Module, state: Mapping[str, Any]) -> None:
         """Nothing."""
 
     def on_epoch(self, epoch: Epoch) -> None:

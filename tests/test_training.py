@@ -1,5 +1,6 @@
 """Training: the loop alone, the loop on Ray, and what survives a killed worker."""
 
+import copy
 import json
 import os
 import signal
@@ -14,14 +15,19 @@ import torch
 
 from casebook import CaseRow, Cohort, Layer, describe_case, write_case, write_cohort
 from rayters.annotators.digits import digit_sheets
-from rayters.methods import MajorityVote, MeanLabels
+from rayters.methods import MajorityVote, MeanLabels, Method
 from rayters.networks.backbone import UNet
 from rayters.patches.sampling import Sampling
 from rayters.training.augmentation import Augmentation
 from rayters.training.cluster import Crew, train
-from rayters.training.local import train_locally
-from rayters.training.model import load_model
+from rayters.training.local import local_stream, train_locally
+from rayters.training.loop import fit
+from rayters.training.model import build_net, load_model
+from rayters.training.observers import Everyone
 from rayters.training.run import Run, from_json, resolve, task_of, to_json
+from rayters.training.schedule import Schedule, learning_rate
+from rayters.training.team import Team
+from rayters.training.validation import validate
 
 SHORT = Run(
     method=MajorityVote(),
@@ -81,6 +87,82 @@ def test_augmentation_changes_what_is_trained_on_and_not_what_is_validated_on(di
     assert moved["validation_loss"] == pytest.approx(plain["validation_loss"], rel=1e-6)
 
 
+class Pauses(Everyone):
+    """Keeps the states that a training can go on from."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.states: list[dict] = []
+
+    def on_pause(self, net: torch.nn.Module, state: dict) -> None:
+        self.states.append(copy.deepcopy(state))
+
+
+def test_a_training_goes_on_in_the_midst_of_an_epoch_as_if_it_had_never_stopped(digits: Cohort) -> None:
+    run = replace(AUGMENTED, average=0.9, precision="float16")
+    task, stream, pauses = task_of(run, digits), local_stream(run, digits), Pauses()
+    whole = fit(run, task, stream, pauses, team=Team(), pause_steps=4)
+    assert [state["place"]["step"] for state in pauses.states] == [4, 4, 4]  # of six steps, in each of three epochs
+    resumed = fit(run, task, stream, Everyone(), team=Team(), state=pauses.states[1])
+    assert resumed.measured == whole.measured
+    assert all(torch.equal(a, b) for a, b in zip(whole.net.parameters(), resumed.net.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("method", [MajorityVote(), MeanLabels()], ids=["vote", "mean"])
+def test_a_batch_in_parts_updates_the_net_as_the_whole_batch_does(method: Method, digits: Cohort) -> None:
+    run = replace(SHORT, epochs=1, method=method)
+    nets = [
+        fit(each, task_of(each, digits), local_stream(each, digits), Everyone(), team=Team()).net
+        for each in (run, replace(run, accumulate=4))
+    ]
+    for whole, parts in zip(*(net.parameters() for net in nets), strict=True):
+        assert torch.allclose(whole, parts, atol=2e-4)
+
+
+def test_with_patience_a_training_stops_early_and_the_best_net_is_kept(digits: Cohort) -> None:
+    run = replace(
+        SHORT, epochs=30, patience=2, learning_rate=0.3, schedule="constant"
+    )  # too fast to get better for long
+    seen = Everyone()
+    losses: list[float] = []
+    seen.on_epoch = lambda epoch: losses.append(epoch.measured["validation_loss"])  # type: ignore[method-assign]
+    last = fit(run, task_of(run, digits), local_stream(run, digits), seen, team=Team())
+    assert len(losses) < 30
+    assert losses[-3] == min(losses) == last.kept["validation_loss"]
+    again = validate(run, task_of(run, digits), last.net, local_stream(run, digits).validation(), team=Team())
+    assert again["validation_loss"] == pytest.approx(min(losses), rel=1e-6)
+
+
+def test_the_average_of_the_weights_lags_behind_them(digits: Cohort) -> None:
+    run = replace(SHORT, epochs=1)
+    plain, slow = (
+        fit(each, task_of(each, digits), local_stream(each, digits), Everyone(), team=Team()).net
+        for each in (run, replace(run, average=0.999))
+    )
+    torch.manual_seed(0)
+    start = build_net(run, task_of(run, digits))
+
+    def way(net: torch.nn.Module) -> float:
+        return sum(
+            float((a - b).detach().square().sum()) for a, b in zip(net.parameters(), start.parameters(), strict=True)
+        )
+
+    assert 0 < way(slow) < way(plain)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "rates"),
+    [
+        ("one_cycle", (0.1, 1.0, 0.01)),
+        ("cosine", (0.0, 0.839, 0.0)),
+        ("poly", (1.0, 0.725, 0.0)),
+        ("constant", (1, 1, 1)),
+    ],
+)
+def test_the_learning_rate_is_a_function_of_progress(schedule: Schedule, rates: tuple[float, ...]) -> None:
+    assert [learning_rate(schedule, 1.0, at) for at in (0, 0.3, 1)] == pytest.approx(rates, abs=1e-3)
+
+
 def test_a_model_that_was_saved_predicts_as_before(digits: Cohort, tmp_path: Path) -> None:
     model = train_locally(SHORT, digits, tmp_path)
     again = load_model(tmp_path)
@@ -96,12 +178,23 @@ def test_one_worker_on_ray_gives_the_loss_of_the_loop_alone(digits: Cohort, tmp_
     assert on_ray["validation_loss"] == pytest.approx(alone["validation_loss"], rel=1e-6)
 
 
+def test_sharded_workers_learn_what_whole_ones_learn(digits: Cohort, tmp_path: Path, ray_session: None) -> None:
+    run = replace(SHORT, gradient_clip=0.0, accumulate=2)
+    ddp, fsdp = (
+        train(run, digits, storage_path=str(tmp_path), name=kind, crew=Crew(workers=2, sharding=kind)).model
+        for kind in ("ddp", "fsdp")
+    )
+    assert fsdp.measured["validation_loss"] == pytest.approx(ddp.measured["validation_loss"], rel=1e-3)
+    assert fsdp.net.state_dict().keys() == ddp.net.state_dict().keys()
+
+
 def test_a_killed_worker_changes_nothing_in_the_end(digits: Cohort, tmp_path: Path, ray_session: None) -> None:
     run = replace(SHORT, epochs=5)
-    undisturbed = train(run, digits, storage_path=str(tmp_path), name="calm", crew=Crew(workers=2)).model.measured
+    crew = Crew(workers=2, pause_steps=2)
+    undisturbed = train(run, digits, storage_path=str(tmp_path), name="calm", crew=crew).model.measured
     killer = threading.Thread(target=_kill_one_worker_after_the_first_checkpoint, args=(tmp_path / "killed",))
     killer.start()
-    survived = train(run, digits, storage_path=str(tmp_path), name="killed", crew=Crew(workers=2)).model.measured
+    survived = train(run, digits, storage_path=str(tmp_path), name="killed", crew=crew).model.measured
     killer.join()
     assert survived == pytest.approx(undisturbed, rel=1e-6)
 

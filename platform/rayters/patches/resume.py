@@ -24,6 +24,26 @@ class Leg:
     batches: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class Position:
+    """Where to go on in the stream: an epoch, the legs of it that other teams did, and the batches that one like this did."""
+
+    epoch: int = 0
+    done: tuple[Leg, ...] = ()
+    first_batch: int = 0
+
+    @classmethod
+    def after(cls, epoch: int, legs: Sequence[Leg], *, world: int, batch_size: int) -> "Position":
+        """Of a team of ``world`` members with batches of ``batch_size`` each, after ``legs`` of the epoch."""
+        if legs and (legs[-1].world, legs[-1].batch_size) == (world, batch_size):
+            return cls(epoch=epoch, done=tuple(legs[:-1]), first_batch=legs[-1].batches)
+        return cls(epoch=epoch, done=tuple(legs))
+
+    def legs(self, batches: int, *, world: int, batch_size: int) -> tuple[Leg, ...]:
+        """The legs of the epoch once ``batches`` more are done from here; the inverse of ``after``."""
+        return (*self.done, Leg(world=world, batch_size=batch_size, batches=self.first_batch + batches))
+
+
 def rest_of(plan: EpochPlan, done: Sequence[Leg]) -> EpochPlan:
     """The plan without what the legs saw, in the order in which they were run; identities stay.
 

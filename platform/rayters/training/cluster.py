@@ -5,20 +5,24 @@ Train's own snapshot, by which the same name resumes.
 """
 
 import json
+import math
 import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import ray.train
-from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import Checkpoint, CheckpointConfig, CheckpointUploadMode, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer, get_device, prepare_model
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 from casebook import Cohort, open_cohort
 from rayters.patches.batches import local_batches
 from rayters.patches.plan import plan_epoch
+from rayters.patches.resume import Position
 from rayters.patches.share import Share
 from rayters.training.device import Arrays
 from rayters.training.local import VALIDATION, model_of
@@ -38,7 +42,20 @@ class Crew:
     workers: int = 2
     gpu: bool = False  # one GPU per worker
     cpus_per_worker: float = 0.5
+    fewest: int = 0  # go on with so few workers while the others' machines are gone; 0: wait for all
+    sharding: Literal["ddp", "fsdp"] = "ddp"  # every worker holds the whole net, or a part of it (FSDP2)
     max_failures: int = 3  # lost workers that are replaced before the run gives up
+    pause_steps: int = 0  # a checkpoint every so many steps within an epoch, for epochs of hours; 0: after every epoch
+    keep: int = 2  # checkpoints with the lowest validation loss; the newest is always kept
+
+    def __post_init__(self) -> None:
+        if self.workers < 1 or not 0 <= self.fewest <= self.workers or self.pause_steps < 0 or self.keep < 1:
+            raise ValueError(f"a crew needs workers >= 1, 0 <= fewest <= workers, pause_steps >= 0, keep >= 1: {self}")
+
+    @property
+    def sizes(self) -> range:
+        """The numbers of workers that may train."""
+        return range(self.fewest or self.workers, self.workers + 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,10 +74,11 @@ def train(run: Run, cohort: Cohort, *, storage_path: str, name: str, crew: Crew)
         RuntimeError: when workers were lost more often than ``crew.max_failures``.
     """
     run = resolve(run, cohort)
-    if run.batch_size % crew.workers:
-        raise ValueError(
-            f"batch_size={run.batch_size} cannot be shared evenly by {crew.workers} workers: use a multiple"
-        )
+    for workers in crew.sizes:
+        if run.batch_size % workers:
+            raise ValueError(
+                f"batch_size={run.batch_size} cannot be shared evenly by {workers} workers: use a multiple"
+            )
     with progress_bar(f"{type(run.method).__name__:20}") as meter:
         result = _trainer(run, cohort, meter, storage_path=storage_path, name=name, crew=crew).fit()
     if result.error or result.checkpoint is None:
@@ -71,7 +89,13 @@ def train(run: Run, cohort: Cohort, *, storage_path: str, name: str, crew: Crew)
 
 
 def _trainer(run: Run, cohort: Cohort, meter: Any, *, storage_path: str, name: str, crew: Crew) -> TorchTrainer:
-    config = {"run": json.dumps(to_json(run)), "cohort": cohort.url, "folder": f"{storage_path}/{name}", "meter": meter}
+    config = {
+        "run": json.dumps(to_json(run)),
+        "cohort": cohort.url,
+        "folder": f"{storage_path}/{name}",
+        "meter": meter,
+        "crew": crew,
+    }
     return TorchTrainer(
         _work,
         train_loop_config=config,
@@ -80,7 +104,7 @@ def _trainer(run: Run, cohort: Cohort, meter: Any, *, storage_path: str, name: s
         },
         dataset_config=StreamConfig(),
         scaling_config=ScalingConfig(
-            num_workers=crew.workers,
+            num_workers=(crew.fewest, crew.workers) if crew.fewest else crew.workers,  # type: ignore[arg-type]  # Ray's own stub lags
             use_gpu=crew.gpu,
             resources_per_worker={"CPU": crew.cpus_per_worker, "GPU": int(crew.gpu)},
         ),
@@ -88,7 +112,9 @@ def _trainer(run: Run, cohort: Cohort, meter: Any, *, storage_path: str, name: s
             name=name,
             storage_path=storage_path,
             failure_config=FailureConfig(max_failures=crew.max_failures),
-            checkpoint_config=CheckpointConfig(num_to_keep=2),
+            checkpoint_config=CheckpointConfig(
+                num_to_keep=crew.keep, checkpoint_score_attribute="validation_loss", checkpoint_score_order="min"
+            ),
         ),
     )
 
@@ -97,20 +123,29 @@ def _work(config: Mapping[str, Any]) -> None:
     """What every worker runs."""
     run: Run = from_json(json.loads(config["run"]))
     cohort = open_cohort(config["cohort"])
-    context = ray.train.get_context()
-    team = Team(rank=context.get_world_rank(), size=context.get_world_size(), device=get_device(), wrap=prepare_model)
+    team = _team(config["crew"])
     state = _restore(run)
-    stream = _worker_stream(run, cohort, team)
-    if state and is_finished(run, state):
+    if state and is_finished(state):
         return
-    fit(
-        run,
-        task_of(run, cohort),
-        stream,
-        _observer(run, cohort, stream, team, config),
-        team=team,
-        state=state,
-    )
+    stream = _worker_stream(run, cohort, team)
+    observer = _observer(run, cohort, stream, team, config)
+    fit(run, task_of(run, cohort), stream, observer, team=team, state=state, pause_steps=config["crew"].pause_steps)
+
+
+def _team(crew: Crew) -> Team:
+    """This worker's place among the others."""
+    context = ray.train.get_context()
+    rank, size, device = context.get_world_rank(), context.get_world_size(), get_device()
+    if crew.sharding == "fsdp" and size > 1:
+        return Team(rank=rank, size=size, device=device, wrap=_shard, shards=True)
+    return Team(rank=rank, size=size, device=device, wrap=prepare_model)
+
+
+def _shard(net: nn.Module) -> nn.Module:
+    """The net with its parameters cut up between the workers."""
+    mesh = init_device_mesh(get_device().type, (ray.train.get_context().get_world_size(),))
+    fully_shard(net, mesh=mesh)
+    return net
 
 
 def _restore(run: Run) -> dict[str, Any] | None:
@@ -131,8 +166,8 @@ def _worker_stream(run: Run, cohort: Cohort, team: Team) -> Stream:
     plan = plan_epoch(cohort.split("train"), request, run.sampling, seed=run.seed, epoch=0)
     share = run.batch_size // team.size
 
-    def training(epoch: int, first_batch: int) -> Iterable[Arrays]:
-        return stream_batches(shard, batch_size=share, epoch=epoch, first_batch=first_batch)
+    def training(at: Position) -> Iterable[Arrays]:
+        return stream_batches(shard, batch_size=share, epoch=at.epoch, first_batch=at.first_batch, done=at.done)
 
     def validation() -> Iterable[Arrays]:
         split = cohort.split("validation")
@@ -155,21 +190,34 @@ def _observer(run: Run, cohort: Cohort, stream: Stream, team: Team, config: Mapp
 
 
 class Reporter:
-    """Tells Ray Train of every epoch; the leader adds a checkpoint, which Ray moves to the storage path."""
+    """Tells Ray Train of every epoch and pause; the leader adds a checkpoint, which is uploaded while the training goes on."""
 
     def __init__(self, run: Run, cohort: Cohort, team: Team) -> None:
         self.run, self.cohort, self.team = run, cohort, team
+        self.measured: Mapping[str, float] = {"validation_loss": math.inf}  # the newest, which a pause repeats
 
     def on_step(self, attempt: int, epoch: int, step: int, parts: Mapping[str, Tensor]) -> None:
         """Nothing to tell."""
 
+    def on_pause(self, net: nn.Module, state: Mapping[str, Any]) -> None:
+        """Every worker must report."""
+        self._report(net, self.measured, state)
+
     def on_epoch(self, epoch: Epoch) -> None:
         """Every worker must report."""
-        metrics = dict(epoch.measured) | {"epoch": epoch.epoch, "attempt": epoch.attempt}
+        self.measured = dict(epoch.measured) | {"epoch": epoch.epoch, "attempt": epoch.attempt}
+        self._report(epoch.net, epoch.kept, epoch.state)
+
+    def _report(self, net: nn.Module, kept: Mapping[str, float], state: Mapping[str, Any]) -> None:
         if not self.team.leads:
-            ray.train.report(metrics)
+            ray.train.report(dict(self.measured))
             return
-        with tempfile.TemporaryDirectory() as folder:
-            save_model(Path(folder), model_of(self.run, self.cohort, epoch))
-            save_state(Path(folder), epoch.state)
-            ray.train.report(metrics, checkpoint=Checkpoint.from_directory(folder))
+        folder = tempfile.mkdtemp(prefix="rayters-checkpoint-")
+        save_model(Path(folder), model_of(self.run, self.cohort, net, kept))
+        save_state(Path(folder), state)
+        ray.train.report(
+            dict(self.measured),
+            checkpoint=Checkpoint.from_directory(folder),
+            checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
+            delete_local_checkpoint_after_upload=True,
+        )

@@ -1,7 +1,9 @@
 """Training without a cluster: the same loop on the same batches, in this process. For tests, notebooks and small studies."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
+from torch import nn
 from tqdm import tqdm
 
 from casebook import Cohort
@@ -9,7 +11,7 @@ from rayters.patches.batches import local_batches
 from rayters.patches.plan import plan_epoch
 from rayters.patches.sampling import Sampling
 from rayters.patches.share import Share
-from rayters.training.loop import Epoch, Stream, fit
+from rayters.training.loop import Stream, fit
 from rayters.training.model import Model, save_model
 from rayters.training.observers import Bar, Everyone, TensorBoard
 from rayters.training.run import Run, resolve, task_of
@@ -33,7 +35,8 @@ def train_locally(run: Run, cohort: Cohort, folder: Path) -> Model:
         Bar(tqdm, title=title, steps=stream.steps, epochs=run.epochs),
         TensorBoard(folder / "tensorboard", steps=stream.steps),
     )
-    model = model_of(run, cohort, fit(run, task, stream, observer, team=team))
+    last = fit(run, task, stream, observer, team=team)
+    model = model_of(run, cohort, last.net, last.kept)
     save_model(folder, model)
     return model
 
@@ -44,8 +47,14 @@ def local_stream(run: Run, cohort: Cohort) -> Stream:
     plan = plan_epoch(train, request, run.sampling, seed=run.seed, epoch=0)
     return Stream(
         steps=Share(plan=plan, rank=0, world=1, batch_size=run.batch_size).num_batches,
-        train=lambda epoch, first: local_batches(
-            train, request, run.sampling, batch_size=run.batch_size, seed=run.seed, epoch=epoch, first_batch=first
+        train=lambda at: local_batches(
+            train,
+            request,
+            run.sampling,
+            batch_size=run.batch_size,
+            seed=run.seed,
+            epoch=at.epoch,
+            first_batch=at.first_batch,
         ),
         validation=lambda: local_batches(
             cohort.split("validation"), request, VALIDATION, batch_size=run.batch_size, seed=0, epoch=0
@@ -53,13 +62,13 @@ def local_stream(run: Run, cohort: Cohort) -> Stream:
     )
 
 
-def model_of(run: Run, cohort: Cohort, last: Epoch) -> Model:
-    """The model that a finished training leaves."""
+def model_of(run: Run, cohort: Cohort, net: nn.Module, measured: Mapping[str, float]) -> Model:
+    """The model that a training leaves, or has got so far."""
     return Model(
         run=run,
         task=task_of(run, cohort),
         classes=cohort.classes,
         annotators=cohort.annotators,
-        measured=last.measured,
-        net=last.net,
+        measured=measured,
+        net=net,
     )

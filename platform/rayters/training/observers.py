@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from rayters.training.loop import Epoch, Observer
 
@@ -20,6 +20,11 @@ class Everyone:
         """To each."""
         for observer in self.observers:
             observer.on_step(attempt, epoch, step, parts)
+
+    def on_pause(self, net: nn.Module, state: Mapping[str, Any]) -> None:
+        """To each."""
+        for observer in self.observers:
+            observer.on_pause(net, state)
 
     def on_epoch(self, epoch: Epoch) -> None:
         """To each."""
@@ -38,24 +43,27 @@ class Bar:
     def on_step(self, attempt: int, epoch: int, step: int, parts: Mapping[str, Tensor]) -> None:
         """One step on; the loss is fetched from the device at most once a second."""
         if attempt != self.attempt:
-            self._open(attempt, epoch)
+            self._open(attempt, epoch * self.steps + step)
         self.bar.update(1)
         if time.monotonic() - self.last_look > 1:
             self.last_look = time.monotonic()
             self.bar.set_description(f"{self.title} epoch {epoch + 1}/{self.epochs} loss {float(parts['loss']):.3f}")
 
+    def on_pause(self, net: nn.Module, state: Mapping[str, Any]) -> None:
+        """Nothing to tell."""
+
     def on_epoch(self, epoch: Epoch) -> None:
         """Closes the bar with the last epoch."""
-        if epoch.epoch + 1 == self.epochs:
+        if epoch.state["place"]["end"]:
             self.bar.close()
 
-    def _open(self, attempt: int, epoch: int) -> None:
+    def _open(self, attempt: int, done: int) -> None:
         if self.bar is not None:
             self.bar.close()
         self.attempt = attempt
         title = self.title if attempt == 0 else f"{self.title} (restart {attempt})"
         self.bar = self.make(total=self.steps * self.epochs, desc=title)
-        self.bar.update(self.steps * epoch)
+        self.bar.update(done)
 
 
 class TensorBoard:
@@ -72,6 +80,9 @@ class TensorBoard:
         if step % self.every == 0:
             for name, value in parts.items():
                 self.writer.add_scalar(f"train{attempt or ''}/{name}", float(value), epoch * self.steps + step)
+
+    def on_pause(self, net: nn.Module, state: Mapping[str, Any]) -> None:
+        """Nothing to tell."""
 
     def on_epoch(self, epoch: Epoch) -> None:
         """Measurements, by epoch."""

@@ -13,7 +13,7 @@ import ray
 from tqdm import tqdm
 
 if TYPE_CHECKING:  # the meter's process imports this file, and has no use for torch
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from rayters.training.loop import Epoch
 
@@ -48,6 +48,9 @@ class MeterObserver:
             restarted = f" restart {attempt}" if attempt else ""
             text = f"epoch {epoch + 1}/{self.epochs}{restarted} loss {float(parts['loss']):.3f}"
             self.meter.say.remote(epoch * self.steps + step + 1, self.epochs * self.steps, text)
+
+    def on_pause(self, net: "nn.Module", state: "Mapping[str, Any]") -> None:
+        """Nothing to tell."""
 
     def on_epoch(self, epoch: "Epoch") -> None:
         """The end of an epoch is always told."""

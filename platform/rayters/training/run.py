@@ -13,6 +13,7 @@ from rayters.networks.task import Task
 from rayters.patches.sampling import Sampling
 from rayters.patches.view import Request, View
 from rayters.training.augmentation import Augmentation
+from rayters.training.schedule import Schedule
 
 if TYPE_CHECKING:
     AnyMethod = Method
@@ -39,18 +40,29 @@ class Run:
     downsampling: int = 1  # level-0 pixels per pixel of the target
     epochs: int = 10
     batch_size: int = 8  # over all workers together
-    learning_rate: float = 3e-3  # the peak of a one-cycle schedule
+    learning_rate: float = 3e-3  # the peak of the schedule
+    schedule: Schedule = "one_cycle"
     weight_decay: float = 1e-5
     gradient_clip: float = 1.0  # largest norm of a gradient; 0 does not clip
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 where a GPU has it
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # auto: bfloat16 where a GPU has it
+    accumulate: int = (
+        1  # a batch in so many parts, one in memory at a time; methods that count or draw by batch see the parts
+    )
+    average: float = (
+        0.0  # decay of an exponential moving average of the weights, which is then validated and saved; 0: none
+    )
+    compile: bool = False  # torch.compile: slower to start, faster on a GPU
+    patience: int = 0  # stop after so many epochs without a lower validation loss, and keep the best; 0: never
     restarts: int = 2  # new starts allowed when the sentinel says that a run went astray
     seed: int = 0
     force: bool = False  # learn per annotator although the cohort says that an id is not one person
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "downsampling"):
+        for name in ("epochs", "batch_size", "downsampling", "accumulate"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: it must be at least 1")
+        if not 0 <= self.average < 1 or self.patience < 0:
+            raise ValueError("average must be in [0, 1), patience not negative")
         if self.learning_rate <= 0 or self.restarts < 0 or self.gradient_clip < 0:
             raise ValueError("learning_rate must be positive, restarts and gradient_clip not negative")
 

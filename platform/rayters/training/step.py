@@ -3,11 +3,10 @@
 Shapes: B batch, V views, C channels, A annotators, S the spatial axes.
 """
 
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -15,7 +14,9 @@ from torch import Tensor, nn
 from rayters.networks.task import Task
 from rayters.training.augment import augment
 from rayters.training.device import Arrays, Columns, on_device
+from rayters.training.learner import Learner
 from rayters.training.run import Run
+from rayters.training.schedule import learning_rate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,35 +62,54 @@ def _moments(task: Task, device: torch.device) -> tuple[Tensor, Tensor]:
     return torch.tensor(task.mean, device=device), torch.tensor(task.std, device=device)
 
 
-def learning_rate(run: Run, progress: float) -> float:
-    """One cycle: up from a tenth over the first 30 %, then down to a hundredth along a cosine; a pure function of progress."""
-    rise = 0.3
-    if progress < rise:
-        return run.learning_rate * (0.1 + 0.9 * progress / rise)
-    fall = 0.5 + 0.5 * float(np.cos(np.pi * (progress - rise) / (1 - rise)))
-    return run.learning_rate * (0.01 + 0.99 * fall)
-
-
 def autocast(run: Run, device: torch.device) -> AbstractContextManager[Any]:
-    """bfloat16 where asked for, or where 'auto' finds a GPU that has it."""
-    wanted = run.precision == "bfloat16" or (
-        run.precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported()
-    )
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=wanted)
+    """The lower precision that is asked for; 'auto' is bfloat16 on a GPU that has it, else none."""
+    lower = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(run.precision)
+    if run.precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported():
+        lower = torch.bfloat16
+    return torch.autocast(device.type, dtype=lower, enabled=lower is not None)
 
 
-def train_step(
-    run: Run, net: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch, progress: float
-) -> dict[str, Tensor]:
-    """Updates the net once and returns the parts of the loss, detached.
+def train_step(learner: Learner, batch: Batch, progress: float) -> dict[str, Tensor]:
+    """Updates the net once and returns the loss and its parts, detached.
 
     Raises:
         FloatingPointError: when the loss is not finite; nothing has been updated then.
     """
+    run, optimizer, scaler = learner.run, learner.optimizer, learner.scaler
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate(run, progress)
+        group["lr"] = learning_rate(run.schedule, run.learning_rate, progress)
+    optimizer.zero_grad(set_to_none=True)
+    parts = _accumulate(learner, batch, progress)
+    if run.gradient_clip:
+        scaler.unscale_(optimizer)
+        nn.utils.clip_grad_norm_(learner.bare.parameters(), run.gradient_clip)
+    scaler.step(optimizer)
+    scaler.update()
+    run.method.after_step(learner.bare, progress)
+    if learner.average is not None:
+        learner.average.update_parameters(learner.bare)
+    return parts
+
+
+def _accumulate(learner: Learner, batch: Batch, progress: float) -> dict[str, Tensor]:
+    """Gradients of the whole batch, a part of it in memory at a time; members of a team exchange them once, with the last part."""
+    count = len(batch.labels)
+    portions = range(0, count, -(-count // learner.run.accumulate))
+    width = portions.step
+    sums: dict[str, Tensor] = {}
+    for first in portions:
+        part = Batch(views=batch.views[first : first + width], labels=batch.labels[first : first + width])
+        with nullcontext() if first + width >= count else learner.without_exchange():
+            losses = _backward(learner, part, progress, weight=len(part.labels) / count)
+        sums = {name: sums.get(name, 0) + value * len(part.labels) / count for name, value in losses.items()}
+    return sums
+
+
+def _backward(learner: Learner, batch: Batch, progress: float, weight: float) -> dict[str, Tensor]:
+    run = learner.run
     with autocast(run, batch.views.device):
-        outputs = net(batch.views, batch.labels)
+        outputs = learner.net(batch.views, batch.labels)
     outputs = {name: value.float() for name, value in outputs.items()}  # losses live in log space: full precision
     loss = run.method.loss(outputs, batch.labels, progress)
     total = loss.total + run.gaze.policy_loss(outputs, loss.per_patch.detach())
@@ -97,10 +117,5 @@ def train_step(
         raise FloatingPointError(
             f"the loss is {total.item()} at {progress:.1%} of the training: lower learning_rate={run.learning_rate}"
         )
-    optimizer.zero_grad(set_to_none=True)
-    total.backward()  # type: ignore[no-untyped-call]
-    if run.gradient_clip:
-        nn.utils.clip_grad_norm_(net.parameters(), run.gradient_clip)
-    optimizer.step()
-    run.method.after_step(net, progress)
+    learner.scaler.scale(total * weight).backward()  # type: ignore[no-untyped-call]
     return {"loss": total.detach(), **loss.parts}

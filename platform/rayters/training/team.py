@@ -19,6 +19,7 @@ class Team:
     size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     wrap: Callable[[nn.Module], nn.Module] = _as_it_is
+    shards: bool = False  # whether ``wrap`` cuts parameters up between the members (FSDP2)
 
     @property
     def leads(self) -> bool:

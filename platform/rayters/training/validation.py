@@ -17,15 +17,12 @@ from rayters.training.team import Team
 
 
 @torch.no_grad()
-def validate(
-    run: Run, task: Task, net: nn.Module, batches: Iterable[Arrays], *, team: Team, last: bool
-) -> dict[str, float]:
+def validate(run: Run, task: Task, net: nn.Module, batches: Iterable[Arrays], *, team: Team) -> dict[str, float]:
     """Loss and agreement on the validation split, over the team.
 
     Returns "validation_loss" (the method's own, at the end of its schedule), the three figures of a ``Standing`` ("agreement", "drawn",
     "surprise") towards what the method holds to be the annotators' common opinion, else their majority vote, and "astray": 1 when the
-    training is at its ``last`` epoch and the sentinel says that it must be started again. Agreement is judged at the end only: a slow
-    learner is not astray.
+    sentinel would start such a training again. An untrained net is no better; who asks knows whether the training is at its end.
     """
     net.eval()
     sums = torch.zeros(6 + task.classes, dtype=torch.float64, device=team.device)  # loss, batches, tally
@@ -41,7 +38,7 @@ def validate(
     sums = team.sum(sums)
     stands = standing(sums[2:])
     verdict = judge(stands, average=outputs.get("average"))
-    astray = last and run.method.needs_identity and verdict.state == "astray"
+    astray = run.method.needs_identity and verdict.state == "astray"
     return {"validation_loss": float(sums[0] / sums[1].clamp(min=1)), **asdict(stands), "astray": float(astray)}
 
 
