@@ -100,16 +100,21 @@ NETS = {  # P(foreground) at each pixel: the first two are what the annotators d
 def test_an_undertrained_net_is_cautious_and_one_astray_is_sure(state: str) -> None:
     foreground = torch.tensor([NETS[state]])
     stands = sentinel.standing(sentinel.tally(torch.stack([1 - foreground, foreground], 1), OPINION))
-    verdict = sentinel.judge(stands, average=None)
+    verdict = sentinel.judge(stands, average=confusion(0.9, 0.9).unsqueeze(0))
     assert verdict.state == state
     assert f"{stands.agreement:.2f}" in verdict.why
+
+
+def test_a_method_without_confusions_has_no_style_to_adopt() -> None:
+    swapped = sentinel.Standing(agreement=0.1, drawn=5.0, surprise=9.0)
+    assert sentinel.judge(swapped, average=None).state == "undertrained"
 
 
 def test_a_net_that_takes_a_blank_annotator_for_the_truth_is_astray_though_it_draws_nothing() -> None:
     posterior = torch.tensor([[[0.999] * 8, [0.001] * 8]])
     stands = sentinel.standing(sentinel.tally(posterior, OPINION))
     assert stands.drawn == 0
-    assert sentinel.judge(stands, average=None).state == "astray"
+    assert sentinel.judge(stands, average=confusion(0.9, 0.9).unsqueeze(0)).state == "astray"
 
 
 def test_an_untrained_net_is_given_time() -> None:

@@ -98,8 +98,8 @@ def dominance(average: Tensor) -> float:
 def judge(stands: Standing, *, average: Tensor | None, progress: float = 1.0) -> Verdict:
     """The verdict on a net.
 
-    An undertrained net is cautious: it draws less than the annotators and knows it. One that went astray is sure of something else.
-    Starting again helps the second only.
+    An undertrained net is cautious: it draws less than the annotators and knows it. One that went astray is sure of something else, which
+    only a net can be that explains the annotators by their confusions. Starting again helps the second only.
 
     average:   (A, K, K) the estimated confusions, averaged over the cohort; None where the method has none.
     progress:  fraction of the training that is done; before ``TELLS_FROM`` every net is fine, since an untrained one agrees with nobody.
@@ -107,11 +107,12 @@ def judge(stands: Standing, *, average: Tensor | None, progress: float = 1.0) ->
     dice = f"a Dice of {stands.agreement:.2f}"
     if progress < TELLS_FROM:
         return Verdict(state="fine", why=f"too early to tell at {progress:.0%} of the training")
-    if stands.agreement < ASTRAY_BELOW and stands.drawn < 1 and stands.surprise < CAUTIOUS_BELOW:
+    cautious = stands.drawn < 1 and stands.surprise < CAUTIOUS_BELOW
+    if stands.agreement < ASTRAY_BELOW and (cautious or average is None):
         return Verdict(
             state="undertrained",
-            why=f"the segmentation draws {stands.drawn:.0%} of what the annotators drew, and agrees with their vote to {dice}: it has not "
-            "learnt them yet. Train longer (--epochs), draw patches where something is (--sampling.balance class), or use a larger net.",
+            why=f"on cases not trained on, the segmentation draws {stands.drawn:.0%} of what the annotators drew, and agrees with "
+            f"their vote to {dice}. More cases, a longer training (--epochs), augmentation or a larger net may help.",
         )
     if average is not None and (margin := dominance(average)) <= 0:
         return Verdict(
