@@ -13,7 +13,7 @@ A search that was killed goes on with the same command and --resume, to the same
 import dataclasses
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -24,9 +24,13 @@ from tqdm import tqdm
 
 from casebook import CasebookError, Cohort, open_cohort
 from rayters import gaze, methods
+from rayters.annotators.agreement import pairwise_dice
 from rayters.annotators.demo import demo_cohort
 from rayters.networks.backbone import UNet
 from rayters.patches.sampling import Sampling
+from rayters.reports.cohort_agreement import look
+from rayters.reports.leaderboard import Entry, Leaderboard, Seed
+from rayters.reports.leaderboard_page import HEADER, headline, html, lines, markdown
 from rayters.reports.rows import Row, rows_table, table, write_rows
 from rayters.training.connect import connected
 from rayters.training.run import Run, to_json
@@ -69,7 +73,7 @@ class Job:
 
 
 def main(job: Job) -> None:
-    """Searches, prints, writes."""
+    """Searches; prints the leaderboard, and writes it as HTML and Markdown."""
     folder = (job.storage / job.name).absolute()
     cohort = open_cohort(job.cohort) if job.cohort else demo_cohort(job.storage.absolute() / "demo-cohort")
     for split in ("train", "validation", "test"):
@@ -78,7 +82,7 @@ def main(job: Job) -> None:
     plan = _plan(job, cohort)
     _begin(folder, plan, job, cohort)
     contenders = _search(job, plan, cohort, folder)
-    _print(job, contenders, folder)
+    _report(job, _board(job, plan, cohort, contenders), folder)
 
 
 def _plan(job: Job, cohort: Cohort) -> Plan:
@@ -153,66 +157,74 @@ def _search(job: Job, plan: Plan, cohort: Cohort, folder: Path) -> list[Contende
     return contenders
 
 
-def _print(job: Job, contenders: Sequence[Contender], folder: Path) -> None:
-    lines = [
-        [
-            f"{'default' if each.is_default else each.number} {_title(each)}",
-            f"{each.mean('dice'):.4f}",
-            f"{each.mean('ece'):.4f}",
-            f"{each.mean('seconds'):.0f}",
-            _number(reported(each, "noisy")),
-            _number(reported(each, "reference")),
-            each.state,
-        ]
-        for each in contenders
+def _board(job: Job, plan: Plan, cohort: Cohort, contenders: Sequence[Contender]) -> Leaderboard:
+    seen = tuple(row for row in cohort.cases if row.split != "test")
+    agree = pairwise_dice(look(dataclasses.replace(cohort, cases=seen)).counts)
+    np.fill_diagonal(agree, np.nan)
+    noise = [
+        (name, float(np.nanmean(row)) if np.isfinite(row).any() else float("nan"))
+        for name, row in zip(cohort.annotators, agree, strict=True)
     ]
-    head = ["candidate", "Dice, validation", "ECE", "s", "Dice, test", "reference", ""]
-    print("\n" + table(head, lines) + "\n")
-    rows = search_rows(contenders)
+    settings = {
+        "cohort": cohort.url,
+        "methods": ", ".join(part.__name__ for part in plan.space.methods),
+        "gazes": ", ".join(part.__name__ for part in plan.space.gazes),
+        "searched": ", ".join(plan.space.only) or "every field that has a range",
+        "level-0 pixels per pixel": ", ".join(map(str, plan.space.downsampling)),
+        "seeds per candidate": str(plan.seeds),
+        "sampler": f"{plan.sampler}, {plan.at_once} at once, for {', '.join(plan.objectives)}",
+        "training": f"{job.run.epochs} epochs of {job.run.sampling.patches_per_epoch} patches, U-Net of width {job.run.network.width}",
+    }
+    entries = tuple(_entry(each) for each in contenders)
+    return Leaderboard(cohort=cohort, entries=entries, settings=settings, noise=noise)
+
+
+def _entry(contender: Contender) -> Entry:
+    seeds = tuple(
+        Seed(
+            **{name: result[name] for name in ("dice", "ece", "seconds", "curve", "folder")},
+            noisy=result["reported"]["noisy"],
+            reference=result["reported"]["reference"],
+        )
+        for result in contender.results
+    )
+    about = {name: getattr(contender, name) for name in ("number", "candidate", "state", "is_default", "why")}
+    return Entry(seeds=seeds, **about)
+
+
+def _report(job: Job, board: Leaderboard, folder: Path) -> None:
+    rows = search_rows(board)
+    (folder / "leaderboard.html").write_text(html(board))
+    (folder / "leaderboard.md").write_text(markdown(board))
+    print("\n" + table(HEADER, lines(board)) + f"\n\n{headline(board)}\n")
     print(rows_table(rows))
     if job.json:
         write_rows(rows, job.json)
+    best = max(board.chosen.seeds, key=lambda seed: seed.dice)
+    print(
+        f"\nreport   {folder / 'leaderboard.html'}\nbeside   leaderboard.md for a pull request\nmodel    {best.folder}"
+    )
 
 
-def reported(contender: Contender, rater: Literal["noisy", "reference"]) -> float:
-    """Mean Dice over test cases and seeds; NaN where there is none."""
-    found = [value for each in contender.results for value in each["reported"][rater].values()]
-    return float(np.mean(found)) if found else float("nan")
-
-
-def search_rows(contenders: Sequence[Contender]) -> list[Row]:
+def search_rows(board: Leaderboard) -> list[Row]:
     """The chosen candidate beside the best default: by the criterion, and as reported."""
-    whole = [each for each in contenders if each.state == "whole"]
-    if not whole:
-        raise RuntimeError(f"every candidate failed: {contenders[0].why}")
-    best, default = whole[0], next((each for each in whole if each.is_default), None)
-    pairs = [("noisy validation Dice (criterion)", lambda each: each.mean("dice"))]
-    pairs += [("noisy test Dice", lambda each: reported(each, "noisy"))]
-    pairs += [("Dice with the reference (reported only)", lambda each: reported(each, "reference"))]
+    best, default = board.chosen, board.baseline
+    figures: list[tuple[str, Callable[[Entry], float]]] = [
+        ("noisy validation Dice (the criterion)", lambda each: each.mean("dice")),
+        ("noisy test Dice", lambda each: each.on_test("noisy")),
+        ("Dice with the reference (reported only)", lambda each: each.on_test("reference")),
+    ]
     return [
         Row(
             row=f"chosen / best fixed default, {what}",
             value=of(best),
             reference=of(default) if default else None,
+            unit="Dice",
             goal="> 1",
         )
-        for what, of in pairs
+        for what, of in figures
         if not np.isnan(of(best))
     ]
-
-
-def _number(value: float) -> str:
-    return "-" if np.isnan(value) else f"{value:.4f}"
-
-
-def _title(contender: Contender) -> str:
-    """The method, and what is searched of it."""
-    inner = [
-        f"{name.split('.')[-1]}={value:.3g}" if isinstance(value, float) else f"{name.split('.')[-1]}={value}"
-        for name, value in contender.candidate.items()
-        if name not in ("method",)
-    ]
-    return f"{contender.candidate['method']} {' '.join(inner)}"
 
 
 if __name__ == "__main__":

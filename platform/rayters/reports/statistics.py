@@ -79,15 +79,15 @@ def compare_pairs(table: dict[str, dict[str, float]]) -> list[Comparison]:
                     difference=float(apart.mean()) if len(apart) else float("nan"),
                     wins=int((apart > 0).sum()),
                     groups=len(apart),
-                    p=_wilcoxon(apart),
+                    p=paired_p(apart),
                 )
             )
     corrected = holm([each.p for each in found])
     return [Comparison(**{**vars(each), "p": p}) for each, p in zip(found, corrected, strict=True)]
 
 
-def _wilcoxon(apart: Floats) -> float:
-    """Two-sided p; 1 where nothing differs, NaN with fewer than two groups."""
+def paired_p(apart: Floats) -> float:
+    """Two-sided p of Wilcoxon's signed-rank test, of differences by group; 1 where nothing differs, NaN with fewer than two groups."""
     if len(apart) < 2:
         return float("nan")
     return float(wilcoxon(apart).pvalue) if np.any(apart) else 1.0
