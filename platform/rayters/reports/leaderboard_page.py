@@ -13,8 +13,9 @@ from rayters.reports.model_card import model_card
 HEADER = ("candidate", "Dice, validation", "Dice, test", "p", "reference", "ECE", "s per training", "changed")
 MEANING = (
     "Dice, validation is the criterion: agreement with the annotators' own labels, mean ± sd over seeds. Dice, test is the same on cases "
-    "that had no part in the choice, and p asks whether it differs from the best method as it comes (Wilcoxon over patients, corrected by Holm). "
-    "The reference is reported and nothing was chosen by it. ECE: whether percentages can be taken at their word, 0 is best."
+    "that had no part in the choice, and p asks whether it differs from the best method as it comes (Wilcoxon over patients, "
+    "corrected by Holm). The reference is reported and nothing was chosen by it. ECE: whether percentages can be taken at their "
+    "word, 0 is best."
 )
 
 
