@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from casebook import CaseRow, Cohort
+from rayters.reports.charts import parallel_coordinates
 from rayters.reports.leaderboard import Entry, Leaderboard, Seed
 from rayters.reports.leaderboard_page import headline, html, lines, markdown
 from rayters.reports.model_card import model_card
@@ -112,6 +113,12 @@ def test_the_model_card_says_data_annotators_noise_licence_and_limits() -> None:
 def test_a_cohort_without_a_licence_is_told() -> None:
     bare = Leaderboard(cohort=cohort(licence=None), entries=board().entries)
     assert "ask its owner" in dict(model_card(bare))["Licence of the data"][0]
+
+
+def test_a_candidate_without_a_parameter_leaves_a_gap_on_its_axis() -> None:
+    both = parallel_coordinates([entry(0, 0.7, nu=1.0), entry(1, 0.6)], ["TLoss.nu", "nu"])
+    (lacking, having) = re.findall(r'<path d="([^"]*)"', both)
+    assert (lacking.count(","), having.count(",")) == (1, 2)
 
 
 def test_styles_travel_with_the_package() -> None:

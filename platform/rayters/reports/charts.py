@@ -27,7 +27,8 @@ def parallel_coordinates(entries: Sequence[Entry], names: Sequence[str]) -> str:
     frame = [
         f'<line x1="{at:.0f}" x2="{at:.0f}" y1="{EDGE}" y2="{HEIGHT - EDGE}" class="axis"/>'
         f'<text x="{at:.0f}" y="{16 if axis % 2 == 0 else 28}" text-anchor="middle">{escape(title[:16])}</text>'
-        f'<text x="{at:.0f}" y="{HEIGHT - (18 if axis % 2 == 0 else 5)}" text-anchor="middle" class="dim">{escape(_ends(values))}</text>'
+        f'<text x="{at:.0f}" y="{HEIGHT - (18 if axis % 2 == 0 else 5)}" text-anchor="{_anchor(axis, len(axes))}" '
+        f'class="dim">{escape(_ends(values))}</text>'
         for axis, (at, title, values) in enumerate(zip(x, titles, axes, strict=True))
     ]
     return _svg("".join(frame + lines), "parallel coordinates of the candidates")
@@ -74,7 +75,8 @@ def _heights(values: Sequence[object]) -> list[float]:
     raw = [np.nan if v is None else float(v) if numbers else float(words.index(str(v))) for v in values]  # type: ignore[arg-type]
     low, high = (np.nanmin(raw), np.nanmax(raw)) if known else (0.0, 1.0)
     span = HEIGHT - 2 * EDGE
-    return [HEIGHT - EDGE - span * ((value - low) / (high - low) if high > low else 0.5) for value in raw]
+    wide = high - low if high > low else 1.0  # a gap stays NaN, also on an axis of one value
+    return [HEIGHT - EDGE - span * ((value - low) / wide + (0.0 if high > low else 0.5)) for value in raw]
 
 
 def _ends(values: Sequence[object]) -> str:
@@ -83,6 +85,11 @@ def _ends(values: Sequence[object]) -> str:
     if known and all(isinstance(value, int | float) for value in known):
         return f"{short(min(known))}–{short(max(known))}"  # type: ignore[type-var]
     return " ".join(sorted({str(value)[:9] for value in known}))[:24]
+
+
+def _anchor(axis: int, axes: int) -> str:
+    """Words at the two edges grow inwards."""
+    return "start" if axis == 0 else "end" if axis == axes - 1 else "middle"
 
 
 def _path(points: Sequence[tuple[float, float]]) -> str:
