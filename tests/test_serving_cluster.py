@@ -62,7 +62,7 @@ def process(folder: Path, cards: list[Card]) -> Iterator[subprocess.Popen]:
     sizes = ["--fewest", "2", "--most", "2", "--cpus", "0.5", "--batch-size", "4", "--requests-per-second", "0"]
     log = (folder / "log").open("w")
     process = subprocess.Popen([*command, *places, *sizes], cwd=folder, stdout=log, stderr=log, start_new_session=True)
-    deadline = time.monotonic() + 180
+    deadline = time.monotonic() + 240
     while "token " not in (text := (folder / "log").read_text()):
         assert process.poll() is None, text
         assert time.monotonic() < deadline, text

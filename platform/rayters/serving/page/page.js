@@ -46,7 +46,7 @@ async function begin() {
   $("cohort").value = now.cohort;
   await listCases(0);
   await open(name && now.cohort === wanted ? name : now.first);
-  await confusions();
+  await showConfusions();
 }
 
 async function listCases(offset) {
@@ -97,7 +97,7 @@ async function open(name) {
   $("viewer").replaceWith(frame);
 }
 
-async function confusions() {
+async function showConfusions() {
   const counted = await ask(`/v1/cohorts/${encodeURIComponent(now.cohort)}/confusions`);
   const models = await ask("/v1/models");
   const learnt = models.filter((m) => m.confusions && m.annotators.some((a) => counted.annotators.includes(a)));
@@ -142,7 +142,7 @@ $("enter").addEventListener("submit", (event) => {
   });
 });
 $("leave").addEventListener("click", () => trying(async () => { await ask("/session/end", { method: "POST" }); showDoor(); }));
-$("cohort").addEventListener("change", () => trying(async () => { now.cohort = $("cohort").value; await listCases(0); await open(now.first); await confusions(); }));
+$("cohort").addEventListener("change", () => trying(async () => { now.cohort = $("cohort").value; await listCases(0); await open(now.first); await showConfusions(); }));
 $("back").addEventListener("click", () => trying(() => listCases(Math.max(0, now.offset - STEP))));
 $("on").addEventListener("click", () => trying(() => listCases(now.offset + STEP)));
 for (const choice of document.querySelectorAll("input[name=panels]")) choice.addEventListener("change", () => now.case && trying(() => open(now.case)));
