@@ -124,16 +124,19 @@ def test_the_very_version_can_be_asked_for_while_another_is_promoted(client: Cli
 def test_no_request_is_lost_or_wrong_while_replicas_die_and_models_are_promoted(
     client: Client, cards: list[Card], truths, process: subprocess.Popen
 ) -> None:
-    wrong, seen, done, killed = [], set(), threading.Event(), []
+    wrong, answered, seen, done, killed = [], [], set(), threading.Event(), []
 
     def ask(_: int) -> None:
-        found = client.predict("digits", png(GREY))
-        seen.add(found.model)
-        if not np.array_equal(found.pixels, truths[found.model]):
-            wrong.append(found.model)
+        until = time.monotonic() + 90
+        while (len(killed) < 3 or len(seen) < 2) and time.monotonic() < until:
+            found = client.predict("digits", png(GREY))
+            answered.append(found.model)
+            seen.add(found.model)
+            if not np.array_equal(found.pixels, truths[found.model]):
+                wrong.append(found.model)
 
     def kill() -> None:
-        while not done.wait(2.5):
+        while not done.wait(1.0):
             victims = replicas_of(process, "Models")
             if len(victims) > 1:  # real processes, one at a time
                 victim = random.Random(len(killed)).choice(victims)
@@ -151,13 +154,14 @@ def test_no_request_is_lost_or_wrong_while_replicas_die_and_models_are_promoted(
         thread.start()
     try:
         with ThreadPoolExecutor(8) as pool:
-            list(pool.map(ask, range(300)))
+            list(pool.map(ask, range(8)))
     finally:
         done.set()
         for thread in threads:
             thread.join()
     assert not wrong
-    assert killed
+    assert len(killed) >= 3
+    assert len(answered) > 300
     assert seen == {card.id for card in cards}
 
 

@@ -60,6 +60,7 @@ class Browser:
         tabs = httpx.get(f"http://127.0.0.1:{port}/json").json()
         address = next(tab["webSocketDebuggerUrl"] for tab in tabs if tab["type"] == "page")
         self.loop, self.number = asyncio.new_event_loop(), 0
+        self.complaints: list[str] = []  # what the browser logs as an error
         self.loop.run_until_complete(self._connect(address))
         for domain in ("Page", "Runtime", "Log"):
             self.call(f"{domain}.enable")
@@ -76,6 +77,8 @@ class Browser:
         await self.socket.send_json({"id": self.number, "method": method, "params": params})
         while True:
             message = json.loads((await self.socket.receive()).data)
+            if message.get("method") in ("Log.entryAdded", "Runtime.exceptionThrown"):
+                self.complaints.append(str(message["params"])[:600])
             if message.get("id") == self.number:
                 assert "error" not in message, message
                 return message["result"]
@@ -298,7 +301,7 @@ def test_a_volume_is_shown_in_its_planes(browser: Browser, address: str, token: 
     browser.shot("volume")
     assert in_viewer(browser, "viewer.layout.toJSON()") == "4panel"
     assert (
-        in_viewer(browser, "viewer.layerManager.managedLayers.filter(l => !l.layer.isReady()).map(l => l.name)") == []
+        in_viewer(browser, "viewer.layerManager.managedLayers.filter(l => !l.isReady()).map(l => l.name)") == []
     )
 
 

@@ -17,6 +17,8 @@ POLICY = (
     "img-src 'self' data: blob:; connect-src 'self' blob: data:; font-src 'self' data:; frame-src 'self'; frame-ancestors 'self'; "
     "base-uri 'none'; form-action 'self'"
 )
+# neuroglancer's decoders (zstd among them) are WebAssembly whose glue code evaluates strings: its own files may, our page may not
+VIEWER_POLICY = POLICY.replace("'wasm-unsafe-eval'", "'wasm-unsafe-eval' 'unsafe-eval'")
 HEADERS = (
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),

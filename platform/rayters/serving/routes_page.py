@@ -15,6 +15,7 @@ from casebook.location import relative_to
 from rayters.serving.app import COOKIE, AtDesk, Desk, Limit, Looker, problems
 from rayters.serving.derived import derived
 from rayters.serving.gallery import Glance, confusions, glance
+from rayters.serving.guarded import VIEWER_POLICY
 from rayters.serving.refusal import RefusedError
 from rayters.serving.schemas import CasePage, CohortEntry, Confusions, Json
 from rayters.serving.stored import read_piece
@@ -145,7 +146,8 @@ def _client_part(name: str) -> Response:
         raise RefusedError(404, "the viewer has no such part") from None
     if name == "index.html":
         content = content.replace(b"<head>", b'<head><script src="/page/local.js"></script>')
-    return Response(content, media_type=kind, headers={"Cache-Control": "public, max-age=3600"})
+    headers = {"Cache-Control": "public, max-age=3600", "Content-Security-Policy": VIEWER_POLICY}
+    return Response(content, media_type=kind, headers=headers)
 
 
 def _own(name: str) -> Response:
