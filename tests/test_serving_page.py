@@ -258,11 +258,8 @@ def test_the_case_is_shown_with_everybody_on_it(browser: Browser, address: str, 
     assert in_viewer(browser, "viewer.layerManager.managedLayers.map(l => l.name)") == [
         "image", "anna", "ben", "carl", "consensus", "disagreement",
     ]  # fmt: skip
-    seen = browser.shot("desktop-light")
-    assert has_colour(seen, (0, 0, 200))
-    in_viewer(browser, "viewer.layerManager.getLayerByName('disagreement').setVisible(false)")
-    drawn(browser)
     seen = browser.shot("annotators")
+    assert has_colour(seen, (0, 0, 200))
     assert has_colour(seen, over_blue(ANNA))
     assert has_colour(seen, over_blue(BEN))
     assert has_colour(seen, over_blue(CARL))
@@ -272,6 +269,7 @@ def test_the_disagreement_is_where_they_disagree(browser: Browser, address: str,
     browser.screen(1280, 900)
     enter(browser, address, token)
     drawn(browser)
+    in_viewer(browser, "viewer.layerManager.getLayerByName('disagreement').setVisible(true)")
     for who in ("anna", "ben", "carl"):
         in_viewer(browser, f"viewer.layerManager.getLayerByName('{who}').setVisible(false)")
     drawn(browser)
@@ -300,9 +298,7 @@ def test_a_volume_is_shown_in_its_planes(browser: Browser, address: str, token: 
     drawn(browser)
     browser.shot("volume")
     assert in_viewer(browser, "viewer.layout.toJSON()") == "4panel"
-    assert (
-        in_viewer(browser, "viewer.layerManager.managedLayers.filter(l => !l.isReady()).map(l => l.name)") == []
-    )
+    assert in_viewer(browser, "viewer.layerManager.managedLayers.filter(l => !l.isReady()).map(l => l.name)") == []
 
 
 @pytest.mark.parametrize(
@@ -430,8 +426,6 @@ def test_a_cohort_in_a_bucket_is_shown_as_one_on_a_disk(
     browser.screen(1280, 900)
     for address in serving(folder, (bucket,)):
         enter(browser, address, token)
-        drawn(browser)
-        in_viewer(browser, "viewer.layerManager.getLayerByName('disagreement').setVisible(false)")
         drawn(browser)
         seen = browser.shot("s3")
         assert has_colour(seen, over_blue(ANNA))

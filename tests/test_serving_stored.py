@@ -160,7 +160,7 @@ def test_the_view_names_every_layer_and_finds_predictions_beside_the_case(places
         *[h.name for h in heats],
     ]
     panels = [panel["layers"] for row in state["layout"]["children"] for panel in row["children"]]
-    assert panels == [["image", "anna"], ["image", "ben"], ["image", "carl"], ["image", "disagreement"]]
+    assert panels == [["image", name] for name in ("anna", "ben", "carl", "disagreement", "digits: uncertainty")]
     read_piece(places, "cohort", "predictions/digits/a/uncertainty.ome.zarr/zarr.json", None)
 
 

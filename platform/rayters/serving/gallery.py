@@ -23,9 +23,10 @@ OUTLINE = (255, 210, 0)
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Glance:
     """agreement: mean pairwise Dice, None where there are not two annotators. counts: (A, K, K) pixels that annotator a wrote i where
-    the consensus is j."""
+    the consensus is j. window: intensities (stored units) between which nearly all pixels lie."""
 
     agreement: float | None
+    window: tuple[float, float]
     counts: NDArray[np.int64]
     thumbnail: bytes
 
@@ -38,12 +39,18 @@ def glance(case: Case) -> Glance:
     layers = case.read_labels(case.annotators, level, origin, size)
     consensus = majority_vote(layers, classes=classes) if len(layers) else np.zeros(size, np.uint8)
     image = case.read_image(level, origin, size)
+    low, high = (float(p) for p in np.percentile(image.astype(np.float32), (0.5, 99.5)))
     if len(size) == 3:
         best = int((consensus > 0).sum(axis=(1, 2)).argmax()) if (consensus > 0).any() else size[0] // 2
         picture = _thumbnail(image[:, best], consensus[best])
     else:
         picture = _thumbnail(image, consensus)
-    return Glance(agreement=_agreement(layers, classes), counts=_counts(layers, consensus, classes), thumbnail=picture)
+    return Glance(
+        agreement=_agreement(layers, classes),
+        window=(low, max(high, low + 1)),
+        counts=_counts(layers, consensus, classes),
+        thumbnail=picture,
+    )
 
 
 def confusions(counts: NDArray[np.int64]) -> list[list[list[float | None]]]:

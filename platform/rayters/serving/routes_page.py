@@ -200,5 +200,5 @@ def _view(desk: Desk, cohort: str, name: str, panels: Panels) -> Json:
     case = _case(desk, cohort, name)
     root = desk.places.roots[cohort]
     path = f"/data/{cohort}/{relative_to(case.url, root)}/"
-    state = view_state(cohort, name, path, case, extras(cohort, root, case, name), panels)
+    state = view_state(cohort, name, path, case, extras(cohort, root, case, name), panels, glance(case).window)
     return {"state": state, "pixels": prod(case.shapes[0])}
