@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from tqdm import tqdm
 
 if TYPE_CHECKING:  # the meter's process imports this file, and has no use for torch
@@ -64,7 +65,10 @@ class MeterObserver:
 @contextmanager
 def progress_bar(title: str) -> Iterator[Any]:
     """Yields a meter to hand to the workers; its bar is drawn here until the block ends."""
-    meter = ray.remote(num_cpus=0)(Meter).remote()
+    here = NodeAffinitySchedulingStrategy(
+        ray.get_runtime_context().get_node_id(), soft=False
+    )  # other machines may be lost
+    meter = ray.remote(Meter).options(num_cpus=0, scheduling_strategy=here).remote()
     done = threading.Event()
     drawer = threading.Thread(target=_draw, args=(title, meter, done), daemon=True)
     drawer.start()

@@ -109,7 +109,9 @@ _boards: list[Any] = []  # the first handle on a named actor keeps it alive: non
 
 
 def board() -> Any:
-    return ray.remote(Board).options(name=BOARD, get_if_exists=True, num_cpus=0).remote()
+    """The driver's, which lies on the driver's own machine: another may be lost while a training goes on."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(Board).options(name=BOARD, get_if_exists=True, num_cpus=0, scheduling_strategy=here).remote()
 
 
 _sources: dict[str, Source] = {}  # this process's copy of each stream's source
