@@ -44,6 +44,10 @@ if __name__ == "__main__":
         sys.exit(0 if sys.argv[1:] == ["--help"] else 2)
     os.environ["RAYTERS_PLAIN"] = sys.argv[1]
     here = os.path.dirname(os.path.abspath(__file__))
+    patience = {
+        "timeout_worker_healthcheck": 120
+    }  # importing torch takes longer than uvicorn waits for a worker by itself
+    workers = int(sys.argv[3])
     uvicorn.run(
-        "bench_serving_plain:app", port=int(sys.argv[2]), workers=int(sys.argv[3]), log_level="error", app_dir=here
+        "bench_serving_plain:app", port=int(sys.argv[2]), workers=workers, log_level="error", app_dir=here, **patience
     )

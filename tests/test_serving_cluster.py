@@ -3,6 +3,7 @@
 import io
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ import psutil
 import pytest
 from PIL import Image
 
-from casebook import Layer, describe_case, write_case, write_cohort
+from casebook import Layer, describe_case, open_case, write_case, write_cohort
 from rayters.inference.predict import predict_picture
 from rayters.serving.client import Client
 from rayters.serving.registry import Card, promote, publish
@@ -176,6 +177,52 @@ def _title(process: psutil.Process) -> str:
         return " ".join(process.cmdline())
     except psutil.Error:
         return ""
+
+
+def test_a_whole_case_is_predicted_by_a_job_that_can_be_watched(
+    client: Client, folder: Path, cards: list[Card]
+) -> None:
+    job = client.predict_case(cards[0].id, "cohort/a")
+    assert job["state"] == "waiting"
+    deadline = time.monotonic() + 90
+    while (job := client.job(job["id"]))["state"] in ("waiting", "running"):
+        assert time.monotonic() < deadline, job
+        time.sleep(0.2)
+    assert (job["state"], job["done"], job["total"]) == ("done", 1, 1), job
+    case = open_case(folder / "cohort/a.ome.zarr")
+    assert {"digits", "digits-anna", "digits-ben"} <= {layer.id for layer in case.layers}
+    assert job["id"] in [j["id"] for j in client.session.get("/v1/jobs").json()]
+
+
+def test_a_cancelled_job_is_gone_at_once_and_stays_cancelled(client: Client, cards: list[Card]) -> None:
+    job = client.predict_case(cards[1].id, "cohort/a")
+    assert client.cancel(job["id"])["state"] == "cancelled"
+    time.sleep(3)
+    assert client.job(job["id"])["state"] == "cancelled"
+
+
+def test_the_curl_lines_of_the_readme_work_as_printed(client: Client, folder: Path) -> None:
+    blocks = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    (lines,) = [block for block in blocks if block.startswith("curl")]
+    names = {
+        "127.0.0.1:8000": f"127.0.0.1:{PORT}",
+        "demo-cohort/sheet-27": "cohort/a",
+        "annotator=good": "annotator=anna",
+    }
+    for printed, here in names.items():
+        assert printed in lines
+        lines = lines.replace(printed, here)
+    lines = lines.replace("[64, 64]", "[16, 16]")  # this cohort's sheet is smaller
+    (folder / "picture.png").write_bytes(png(GREY))
+    token = client.session.headers["Authorization"].removeprefix("Bearer ")
+    script = "set -e\n" + lines.replace("curl ", "curl --fail-with-body -sS ")
+    done = subprocess.run(
+        ["bash", "-c", script], cwd=folder, env={**os.environ, "TOKEN": token}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    shapes = [np.asarray(Image.open(folder / f"{name}.png")).shape for name in ("labels", "anna", "region")]
+    assert shapes == [(24, 20), (24, 20), (16, 16)]
+    assert '"state":"waiting"' in done.stdout
 
 
 def test_metrics_count_what_was_asked(client: Client) -> None:

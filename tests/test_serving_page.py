@@ -413,8 +413,8 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     for name, value in values.items():
         monkeypatch.setenv(name, value)
     s3fs.S3FileSystem.clear_instance_cache()
-    s3fs.S3FileSystem().mkdir("lab")
-    yield "s3://lab/squares"
+    s3fs.S3FileSystem().mkdir("pages")  # a name of its own: every server of one process keeps one set of buckets
+    yield "s3://pages/squares"
     s3fs.S3FileSystem.clear_instance_cache()
     server.stop()
 
