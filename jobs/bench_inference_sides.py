@@ -56,6 +56,7 @@ def untrained(folder: Path, cohort_url: str, patch_px: tuple[int, ...], width: i
 def ours(job: dict[str, Any], cohort: Cohort) -> float:
     """The work of jobs/predict.py in this process."""
     packed = pack((job["model"],))
+    load_model(job["model"])  # imports what nets are made of, as the other side does before its clock starts
     began = time.perf_counter()
     tiling = Tiling(overlap=OVERLAP, batch_size=BATCH)
     output = Output(to=job["out"], block_mib=job.get("block_mib", 128))
@@ -66,10 +67,13 @@ def ours(job: dict[str, Any], cohort: Cohort) -> float:
 
 
 def monai(job: dict[str, Any], cohort: Cohort) -> float:
-    """Read, predict and write as MONAI's tutorials do, with Zarr on both ends."""
+    """Read, predict and write as MONAI's tutorials do, with Zarr on both ends, and with the system's allocator as it comes."""
     import zarr
     from monai.inferers import sliding_window_inference
 
+    import rayters.training.model as ours_too
+
+    ours_too.keep_freed_memory = lambda: None
     model = load_model(job["model"])
     mean, std = (torch.tensor(v).view(1, -1, *(1,) * model.task.axes) for v in (model.task.mean, model.task.std))
 
@@ -141,7 +145,7 @@ def slow_net() -> None:
     """In every worker process: a batch of tiles takes at least so long, as if a slower device computed it."""
     import rayters.inference.predict as predict
 
-    forward, seconds = predict._forward, float(os.environ["BENCH_SECONDS"])
+    forward, seconds = predict.forward, float(os.environ["BENCH_SECONDS"])
 
     def slow(*arguments: Any) -> Any:
         with (Path(os.environ["BENCH_STAMPS"]) / str(os.getpid())).open("a") as file:
@@ -149,4 +153,4 @@ def slow_net() -> None:
         time.sleep(seconds)
         return forward(*arguments)
 
-    predict._forward = slow
+    predict.forward = slow

@@ -67,14 +67,74 @@ def main(job: Job) -> None:
         folder = Path(place)
         cards = [_publish(folder, seed) for seed in (0, 1)]
         promote(str(folder / "models"), "bench", cards[0].version)
-        picture = _picture(job.side)
-        alone_ms, bare = _bare(folder, job, picture)
-        rows = _plain_rows(folder, job, picture, alone_ms, bare) + _served_rows(
-            folder, job, picture, cards, alone_ms, bare
-        )
+        rows = _rows(folder, job, cards, _picture(job.side))
     print(rows_table(rows))
     if job.json:
         write_rows(rows, job.json)
+
+
+def _rows(folder: Path, job: Job, cards: list[Card], picture: NDArray[np.uint8]) -> list[Row]:
+    """All sides stand ready and are measured in turn, round by round: a shared machine is not equally fast all day."""
+    data = _png(picture)
+    plain_url = f"http://127.0.0.1:{job.port + 1}"
+    with (
+        _bare(folder, job, picture) as bare,
+        _plain(folder, job, plain_url),
+        httpx.Client(base_url=plain_url, timeout=60) as session,
+        _served(folder, job, _cohort(folder, picture)) as (process, client),
+    ):
+        asks: dict[str, Callable[[], object]] = {
+            "alone": lambda: bare(1, 1),
+            "plain": lambda: session.post("/predict", content=data).raise_for_status(),
+            "served": lambda: client.predict("bench", data),
+            "regions": lambda: client.region("bench", "cohort/a", origin_px0=(256, 256), size_px0=(job.side, job.side)),
+        }
+        rates: dict[str, list[float]] = {side: [] for side in ("bare", "plain", "served", "regions")}
+        for _ in tqdm(range(2 if job.quick else 5), desc="rounds", disable=None):
+            rates["bare"].append(bare(job.replicas, 40 if job.quick else 120))
+            for side in ("plain", "served", "regions"):
+                rates[side].append(_throughput(asks[side], job, 0.25 if side == "regions" else 1.0))
+        medians = {side: float(np.median(each)) for side, each in rates.items()}
+        return _table(medians, _latencies(asks, job)) + _chaos(folder, job, client, process, cards, picture)
+
+
+def _table(rate: dict[str, float], ms: dict[str, float]) -> list[Row]:
+    return [
+        Row(
+            row="plain FastAPI + uvicorn / bare model, throughput at 16 clients",
+            value=rate["plain"],
+            reference=rate["bare"],
+            unit="pictures/s",
+        ),
+        Row(row="plain FastAPI + uvicorn, p50 overhead at 1 client", value=ms["plain"] - ms["alone"], unit="ms"),
+        Row(
+            row="served / bare model, throughput at 16 clients",
+            value=rate["served"],
+            reference=rate["bare"],
+            unit="pictures/s",
+            goal=">= 0.8",
+        ),
+        Row(
+            row="served, p50 overhead at 1 client over the model's own time",
+            value=ms["served"] - ms["alone"],
+            unit="ms",
+            goal="<= 8",
+        ),
+        Row(row="the model's own time, p50", value=ms["alone"], unit="ms"),
+        Row(
+            row="served / plain FastAPI + uvicorn, throughput at 16 clients",
+            value=rate["served"],
+            reference=rate["plain"],
+            unit="pictures/s",
+        ),
+        Row(
+            row="regions of a case (its tiles overlap: four times the work) / pictures, throughput at 16 clients",
+            value=rate["regions"],
+            reference=rate["served"],
+            unit="regions/s",
+        ),
+        Row(row="regions of a case, p50 at 1 client", value=ms["regions"], unit="ms"),
+    ]
 
 
 def _publish(folder: Path, seed: int) -> Card:
@@ -102,39 +162,37 @@ def _png(picture: NDArray[np.uint8]) -> bytes:
     return out.getvalue()
 
 
-def _bare(folder: Path, job: Job, picture: NDArray[np.uint8]) -> tuple[float, float]:
-    """The model alone: median milliseconds of one picture, and pictures a second of as many processes as there will be replicas."""
+@contextmanager
+def _bare(folder: Path, job: Job, picture: NDArray[np.uint8]) -> Iterator[Callable[[int, int], float]]:
+    """The model alone: pictures a second that so many processes make of so many pictures each, whenever it is asked."""
     program = (
         "import sys, time, numpy as np, torch; torch.set_num_threads(1)\n"
         "from rayters.training.model import load_model; from rayters.inference.predict import predict_picture\n"
         "from rayters.inference.tiling import Tiling\n"
         "m, p, t = load_model(sys.argv[1]), np.load(sys.argv[2])[None], Tiling(annotators=False)\n"
-        "[predict_picture(m, p, tiling=t) for _ in range(5)]; print('ready', flush=True); sys.stdin.readline()\n"
-        "n, s = int(sys.argv[3]), time.perf_counter(); [predict_picture(m, p, tiling=t) for _ in range(n)]\n"
-        "print(n / (time.perf_counter() - s), flush=True)\n"
+        "[predict_picture(m, p, tiling=t) for _ in range(5)]; print('ready', flush=True)\n"
+        "for line in sys.stdin:\n"
+        "    s = time.perf_counter(); [predict_picture(m, p, tiling=t) for _ in range(int(line))]\n"
+        "    print(int(line) / (time.perf_counter() - s), flush=True)\n"
     )
     np.save(folder / "picture.npy", picture)
-    model, times = load_model(folder / "checkpoint0"), []
-    for _ in range(20 if job.quick else 100):
-        begun = time.perf_counter()
-        predict_picture(model, picture[None], tiling=Tiling(annotators=False))
-        times.append(time.perf_counter() - begun)
-    command = [
-        sys.executable,
-        "-c",
-        program,
-        str(folder / "checkpoint0"),
-        str(folder / "picture.npy"),
-        "40" if job.quick else "300",
-    ]
+    command = [sys.executable, "-c", program, str(folder / "checkpoint0"), str(folder / "picture.npy")]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "env": _environment()}
     processes = [subprocess.Popen(command, **pipes) for _ in range(job.replicas)]  # type: ignore[call-overload]
-    for process in processes:
-        process.stdout.readline()
-    for process in processes:
-        process.stdin.write("\n")
-        process.stdin.flush()
-    return 1e3 * float(np.median(times)), sum(float(process.stdout.readline()) for process in processes)
+
+    def rate(sides: int, pictures: int) -> float:
+        for process in processes[:sides]:
+            process.stdin.write(f"{pictures}\n")
+            process.stdin.flush()
+        return sum(float(process.stdout.readline()) for process in processes[:sides])
+
+    try:
+        for process in processes:
+            process.stdout.readline()
+        yield rate
+    finally:
+        for process in processes:
+            process.kill()
 
 
 def _environment() -> dict[str, str]:
@@ -166,87 +224,47 @@ def _answers(url: str) -> bool:
         return False
 
 
-def _plain_rows(folder: Path, job: Job, picture: NDArray[np.uint8], alone_ms: float, bare: float) -> list[Row]:
+@contextmanager
+def _plain(folder: Path, job: Job, url: str) -> Iterator[None]:
     """The same model behind a plain FastAPI route: no guard, no batches, no second chance."""
-    url = f"http://127.0.0.1:{job.port + 1}"
-    command = [
-        sys.executable,
-        str(ROOT / "jobs/bench_serving_plain.py"),
-        str(folder / "checkpoint0"),
-        str(job.port + 1),
-        str(job.replicas),
-    ]
-    data = _png(picture)
-    with _running(command, folder, lambda: _answers(url)), httpx.Client(base_url=url, timeout=60) as session:
-        ask = lambda: session.post("/predict", content=data).raise_for_status()
-        p50, rate = _load(ask, job)
-    return [
-        Row(
-            row="plain FastAPI + uvicorn / bare model, throughput at 16 clients",
-            value=rate,
-            reference=bare,
-            unit="pictures/s",
-        ),
-        Row(row="plain FastAPI + uvicorn, p50 overhead at 1 client", value=p50 - alone_ms, unit="ms"),
-    ]
+    program = str(ROOT / "jobs/bench_serving_plain.py")
+    command = [sys.executable, program, str(folder / "checkpoint0"), str(job.port + 1), str(job.replicas)]
+    with _running(command, folder, lambda: _answers(url)):
+        yield
 
 
-def _load(ask: Callable[[], object], job: Job) -> tuple[float, float]:
-    """Median milliseconds of one client, and answers a second of 16."""
-    for _ in range(10):
-        ask()
-    times = []
-    for _ in range(30 if job.quick else 200):
-        begun = time.perf_counter()
-        ask()
-        times.append(time.perf_counter() - begun)
-    total = 96 if job.quick else 1200
-    with ThreadPoolExecutor(16) as pool:
-        begun = time.perf_counter()
-        list(pool.map(lambda _: ask(), range(total)))
-        seconds = time.perf_counter() - begun
-    return 1e3 * float(np.median(times)), total / seconds
-
-
-def _served_rows(
-    folder: Path, job: Job, picture: NDArray[np.uint8], cards: list[Card], alone_ms: float, bare: float
-) -> list[Row]:
-    url, data = f"http://127.0.0.1:{job.port}", _png(picture)
-    cohort = _cohort(folder, picture)
+@contextmanager
+def _served(folder: Path, job: Job, cohort: str) -> Iterator[tuple[subprocess.Popen[bytes], Client]]:
+    url = f"http://127.0.0.1:{job.port}"
     token = issue(str(folder / "tokens.json"), scope="admin", days=1)
     sizes = ["--fewest", str(job.replicas), "--most", str(job.replicas), "--cpus", "0.5", "--requests-per-second", "0"]
     places = ["--models", "models", "--storage", "serving", "--tokens", "tokens.json", "--cohort", cohort]
     command = [sys.executable, str(ROOT / "jobs/serve.py"), "--port", str(job.port), *places, *sizes]
     with _running(command, folder, lambda: _answers(url)) as process:
-        client = Client(url, token)
-        p50, rate = _load(lambda: client.predict("bench", data), job)
-        region = lambda: client.region("bench", "cohort/a", origin_px0=(256, 256), size_px0=(job.side, job.side))
-        region_p50, region_rate = _load(region, job)
-        chaos = _chaos(folder, job, client, process, cards, picture)
-    return [
-        Row(
-            row="served / bare model, throughput at 16 clients",
-            value=rate,
-            reference=bare,
-            unit="pictures/s",
-            goal=">= 0.8",
-        ),
-        Row(
-            row="served, p50 overhead at 1 client over the model's own time",
-            value=p50 - alone_ms,
-            unit="ms",
-            goal="<= 8",
-        ),
-        Row(row="the model's own time, p50", value=alone_ms, unit="ms"),
-        Row(
-            row="regions of a case / pictures, throughput at 16 clients",
-            value=region_rate,
-            reference=rate,
-            unit="regions/s",
-        ),
-        Row(row="regions of a case, p50 overhead at 1 client", value=region_p50 - alone_ms, unit="ms"),
-        *chaos,
-    ]
+        yield process, Client(url, token)
+
+
+def _latencies(asks: dict[str, Callable[[], object]], job: Job) -> dict[str, float]:
+    """Median milliseconds of one client, the sides in turn; the first two after another side find its data in the caches."""
+    times: dict[str, list[float]] = {side: [] for side in asks}
+    for _ in range(3 if job.quick else 10):
+        for side, ask in asks.items():
+            for number in range(12):
+                begun = time.perf_counter()
+                ask()
+                if number >= 2:
+                    times[side].append(1e3 * (time.perf_counter() - begun))
+    return {side: float(np.median(each)) for side, each in times.items()}
+
+
+def _throughput(ask: Callable[[], object], job: Job, share: float) -> float:
+    """Answers a second of 16 clients."""
+    total = round((96 if job.quick else 480) * share)
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(lambda _: ask(), range(32)))  # every connection is open and every model loaded
+        begun = time.perf_counter()
+        list(pool.map(lambda _: ask(), range(total)))
+        return total / (time.perf_counter() - begun)
 
 
 def _cohort(folder: Path, picture: NDArray[np.uint8]) -> str:

@@ -47,7 +47,7 @@ from rayters.training.loop import Epoch, Stream, fit
 from rayters.training.run import Run
 from rayters.training.step import to_device
 from rayters.training.team import Team
-from rayters.tuning.sweep import run_trials
+from rayters.tuning.sweep import Report, run_trials
 
 MNIST = "../shared/data/mnist-annotators/t10k-images-idx3-ubyte.gz"
 NOISE = 0.5  # standard deviation of the Gaussian on an intensity in [0, 1]; the clean ceiling is then about .92
@@ -167,7 +167,7 @@ def read_digits(path: str) -> np.ndarray:
         return np.frombuffer(file.read(), np.uint8, offset=16).reshape(-1, SIDE_PX, SIDE_PX) / np.float32(255)
 
 
-def measure(trial: Mapping[str, Any], images: np.ndarray) -> dict[str, Any]:
+def measure(trial: Mapping[str, Any], images: np.ndarray, report: Report) -> dict[str, Any]:
     """One training from one seed, measured on the test digits: {"dice", "rmse", "agreement", "astray", "seconds"}."""
     torch.set_num_threads(1)
     started, entry, seed = time.monotonic(), TABLE[trial["row"]], trial["seed"]

@@ -35,9 +35,9 @@ from rayters.reports.rows import Row, rows_table, table, write_rows
 from rayters.training.connect import connected
 from rayters.training.run import Run, to_json
 from rayters.tuning.propose import Objective, Sampler
-from rayters.tuning.search import Budget, Contender, Plan, search
+from rayters.tuning.search import Budget, Contender, Halved, Plan, search
 from rayters.tuning.space import Space, named, parts_of
-from rayters.tuning.sweep import run_trials
+from rayters.tuning.sweep import Halving, run_trials
 from rayters.tuning.trial import Bench, run_trial
 
 # small trainings: a search compares, jobs/train.py then trains what it found at full size
@@ -60,7 +60,9 @@ class Job:
     objectives: tuple[Objective, ...] = (
         "dice",
     )  # with several, their trade-off is searched; the ranking is by the first
-    halving: bool = False  # train a candidate from further seeds only where its first is in the upper half
+    halving: Halved = "none"
+    """seeds: train a candidate from further seeds only where its first is in the upper half; epochs: besides, end first trainings that are
+    behind (ASHA; give --at-once 9 or more; faster, but which ones are ended depends on timing, and with it the ranking)"""
     hours: float | None = None  # begin no further generation after so many hours
     gpu_hours: float | None = None  # the same, summed over all trainings
     gpus: float = 0.0  # of one training; a fraction shares a GPU
@@ -145,10 +147,12 @@ def _search(job: Job, plan: Plan, cohort: Cohort, folder: Path) -> list[Contende
     total = (len(plan.space.methods) + job.trials) * plan.seeds
     contenders: list[Contender] = []
     with connected(cpus=job.max_cpus), tqdm(total=total, unit="training", desc="search") as bar:
+        halving = Halving(most=job.run.epochs * (job.run.restarts + 1))
 
-        def sweep(trials: Sequence[Any]) -> list[Any]:
+        def sweep(trials: Sequence[Any], may_stop: bool) -> list[Any]:
             bar.set_description(f"search, best {contenders[0].mean('dice'):.3f}" if contenders else "search, defaults")
-            results = run_trials(run_trial, trials, folder / "trials", data=bench, gpus=job.gpus)
+            early = halving if may_stop else None
+            results = run_trials(run_trial, trials, folder / "trials", data=bench, gpus=job.gpus, halving=early)
             bar.update(len(trials))
             return results
 

@@ -97,7 +97,7 @@ def test_several_objectives_are_searched_at_once() -> None:
     assert len(propose(SMALL, history, seed=0, number=1, objectives=("dice", "ece", "seconds"))) == 1
 
 
-def fake(trials: Sequence[Mapping[str, Any]]) -> list[dict[str, Any] | None]:
+def fake(trials: Sequence[Mapping[str, Any]], may_stop: bool = False) -> list[dict[str, Any] | None]:
     """Worth falls with the seed; the vote is the better method."""
     found: list[dict[str, Any] | None] = []
     for trial in trials:
@@ -126,7 +126,7 @@ def test_the_defaults_of_every_method_are_among_the_candidates() -> None:
 
 
 def test_the_lower_half_is_not_trained_from_every_seed_but_the_defaults_are() -> None:
-    found = last(Plan(space=SMALL, seeds=3, at_once=4, halving=True), Budget(trials=12))
+    found = last(Plan(space=SMALL, seeds=3, at_once=4, halving="seeds"), Budget(trials=12))
     dropped = [each for each in found if each.state == "dropped"]
     assert dropped
     assert all(len(each.results) == 1 for each in dropped)
@@ -134,8 +134,22 @@ def test_the_lower_half_is_not_trained_from_every_seed_but_the_defaults_are() ->
     assert [each.state for each in found] == sorted((each.state for each in found), reverse=True)  # whole ones first
 
 
+def test_a_candidate_that_was_stopped_early_is_ranked_behind_those_that_ended() -> None:
+    def sweep(trials: Sequence[Mapping[str, Any]], may_stop: bool) -> list[dict[str, Any] | None]:
+        if not may_stop:
+            return fake(trials)
+        return [{"stopped": {"epoch": 3, "score": 0.2}}, *fake(trials[1:])]
+
+    found = last(Plan(space=SMALL, seeds=2, at_once=2, halving="epochs"), Budget(trials=4), sweep)
+    stopped = [each for each in found if each.stopped]
+    assert len(stopped) == 2  # one a generation
+    assert {each.why for each in stopped} == {"behind the others after 3 epochs"}
+    assert found[-2:] == stopped
+    assert not stopped[0].results
+
+
 def test_a_seed_that_fails_fails_its_candidate() -> None:
-    def sweep(trials: Sequence[Mapping[str, Any]]) -> list[dict[str, Any] | None]:
+    def sweep(trials: Sequence[Mapping[str, Any]], may_stop: bool) -> list[dict[str, Any] | None]:
         return [None if trial["seed"] == 1 else result for trial, result in zip(trials, fake(trials), strict=True)]
 
     found = last(Plan(space=SMALL, seeds=2), Budget(trials=1), sweep)

@@ -25,7 +25,7 @@ from rayters.tuning.sweep import read_result, write_result
 folder = Path(sys.argv[1])
 folder.mkdir(exist_ok=True)
 
-def sweep(trials):  # what run_trials does, without a Ray to wait for
+def sweep(trials, may_stop):  # what run_trials does, without a Ray to wait for
     for trial in trials:
         if read_result(folder, trial) is None:
             time.sleep(0.3)

@@ -207,7 +207,10 @@ def predict_here(packed: Sequence[Packed], cohort: Cohort, work: Work, *, worker
     rows: Mapping[str, CaseRow] = {row.case: row for row in cohort.cases}
     predict = Blocks(work, members_of(tuple(each.unpack() for each in packed)))
     todo = chain.from_iterable(to_do(work, row.case, row.url) for row in cohort.cases)
-    some = iter(lambda: list(islice(todo, BLOCKS_PER_CALL)), [])
+    per_call = (
+        1 if workers > 1 else BLOCKS_PER_CALL
+    )  # a case of few blocks is work for all, and each overlaps the others' reads
+    some = iter(lambda: list(islice(todo, per_call)), [])
     threads = workers if workers > 1 else 0
     blocks = chain.from_iterable(map_ahead(predict, some, threads=threads, ahead=workers))
     yield from (finish_case(work, rows[done.case], done) for done in whole_cases(blocks))

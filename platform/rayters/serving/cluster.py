@@ -1,4 +1,4 @@
-"""The Ray Serve application. The one file that imports ray.serve.
+"""The Ray Serve application.
 
              HAProxy or Serve's proxy
                        |
@@ -20,11 +20,13 @@ from typing import Any
 import ray
 from ray import serve
 from ray.exceptions import RayActorError, RayTaskError
+from ray.serve.config import RequestRouterConfig
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.util.metrics import Counter, Histogram
 
 from rayters.serving.refusal import RefusedError
 from rayters.serving.registry import ModelError
+from rayters.serving.routing import FewestInHand
 from rayters.serving.segmenter import Loaded, Segmenter
 from rayters.serving.settings import Settings, from_json
 from rayters.serving.work import Answer, Work
@@ -95,6 +97,7 @@ def _models(settings: Settings) -> Any:
     return serve.deployment(
         Models,
         name=MODELS,
+        request_router_config=RequestRouterConfig(request_router_class=FewestInHand),  # type: ignore[arg-type]
         max_ongoing_requests=max(2 * replicas.batch_size, round(2 * replicas.ongoing_target)),
         autoscaling_config={
             "min_replicas": replicas.fewest,

@@ -16,6 +16,7 @@ from safetensors.torch import load_model as load_weights
 from safetensors.torch import save_model as save_weights
 from torch import nn
 
+from rayters.networks.allocator import keep_freed_memory
 from rayters.networks.task import Task
 from rayters.training.run import Run, from_json, to_json
 
@@ -34,6 +35,7 @@ class Model:
 
 def build_net(run: Run, task: Task) -> nn.Module:
     """The net of a run, freshly initialised from torch's global generator."""
+    keep_freed_memory()  # whoever builds a net is about to use it
     return run.method.build(task, lambda: run.gaze.build(task, run.network))
 
 

@@ -25,10 +25,14 @@ REDRAWS = 50  # of a candidate that was there already; then the space is said to
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """A candidate with the means of its figures over seeds; no figures when every training failed."""
+    """A candidate with the means of its figures over seeds; no figures when every training failed or was stopped.
+
+    stopped: (epochs, Dice then) of one that was stopped early; TPE ranks such ones behind all that ended.
+    """
 
     candidate: Candidate
     figures: Mapping[str, float]
+    stopped: tuple[int, float] | None = None
 
 
 def propose(
@@ -78,11 +82,14 @@ def _study(space: Space, measured: Sequence[Measured], objectives: Sequence[Obje
     study = optuna.create_study(directions=[up if HIGHER_IS_BETTER[each] else down for each in objectives])
     for each in measured:
         values = [each.figures[name] for name in objectives] if each.figures else None
+        pruned = each.stopped if tuple(objectives) == ("dice",) else None  # Optuna prunes with one objective only
+        states = optuna.trial.TrialState
         decided = _decided(space, each.candidate)
         study.add_trial(
             optuna.trial.create_trial(
-                state=optuna.trial.TrialState.COMPLETE if values else optuna.trial.TrialState.FAIL,
+                state=states.COMPLETE if values else states.PRUNED if pruned else states.FAIL,
                 values=values,
+                intermediate_values={pruned[0]: pruned[1]} if pruned else {},
                 params={name: each.candidate[name] for name in decided},
                 distributions=decided,
             )

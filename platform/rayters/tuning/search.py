@@ -20,16 +20,20 @@ from rayters.tuning.propose import Measured, Objective, Sampler, propose
 from rayters.tuning.space import Candidate, Space
 
 Result = Mapping[str, Any]
-Sweep = Callable[[Sequence[Mapping[str, Any]]], Sequence[Result | None]]
-"""Trials, {"candidate", "seed"} each -> the result of each, None for one that died; those known already are not run again."""
+Halved = Literal["none", "seeds", "epochs"]
+Trials = Sequence[Mapping[str, Any]]
+Sweep = Callable[[Trials, bool], Sequence[Result | None]]
+"""(trials, {"candidate", "seed"} each; whether they may be stopped early) -> the result of each, {"stopped": {"epoch", "score"}} of one
+that was stopped, None for one that died; those known already are not run again."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """What decides the candidates.
 
-    seeds: trainings per candidate. at_once: candidates of a generation. halving: candidates in the lower half of all first seeds
-    are not trained from the others (successive halving over seeds; the defaults are always trained from all).
+    seeds: trainings per candidate. at_once: candidates of a generation. halving, of candidates that are not defaults:
+    "seeds": those in the lower half of all first seeds are not trained from the others; "epochs": besides, ASHA ends the first trainings
+    of a generation that are behind the others of it, which depends on who came first: two searches then need not agree.
 
     Raises:
         ValueError: when a number is below one, or there is no objective.
@@ -40,7 +44,7 @@ class Plan:
     at_once: int = 4
     sampler: Sampler = "tpe"
     objectives: tuple[Objective, ...] = ("dice",)
-    halving: bool = False
+    halving: Halved = "none"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -68,6 +72,7 @@ class Contender:
     state: Literal["whole", "dropped", "failed"]
     is_default: bool = False
     why: str = ""
+    stopped: tuple[int, float] | None = None  # epochs and score, where it was stopped early
 
     def mean(self, figure: str) -> float:
         """Over seeds; NaN without one."""
@@ -76,7 +81,7 @@ class Contender:
     def measured(self) -> Measured:
         """For whoever proposes: figures of the criterion only."""
         figures = {name: self.mean(name) for name in ("dice", "ece", "seconds")} if self.results else {}
-        return Measured(candidate=self.candidate, figures=figures)
+        return Measured(candidate=self.candidate, figures=figures, stopped=self.stopped)
 
 
 def search(
@@ -112,11 +117,11 @@ def ranked(found: Sequence[Contender]) -> list[Contender]:
 def _generation(
     plan: Plan, candidates: Sequence[Candidate], before: Sequence[Contender], sweep: Sweep, *, is_default: bool
 ) -> list[Contender]:
-    if not plan.halving or is_default or plan.seeds == 1:
+    if plan.halving == "none" or is_default:
         results = _train(candidates, range(plan.seeds), sweep)
         kept = [True] * len(candidates)
     else:
-        results = _train(candidates, range(1), sweep)
+        results = _train(candidates, range(1), sweep, may_stop=plan.halving == "epochs")
         kept = _upper_half(results, before)
         promising = [each for each, keep in zip(candidates, kept, strict=True) if keep]
         rest = iter(_train(promising, range(1, plan.seeds), sweep))
@@ -127,10 +132,12 @@ def _generation(
     ]
 
 
-def _train(candidates: Sequence[Candidate], seeds: range, sweep: Sweep) -> list[list[Result | None]]:
+def _train(
+    candidates: Sequence[Candidate], seeds: range, sweep: Sweep, *, may_stop: bool = False
+) -> list[list[Result | None]]:
     """Per candidate its results, one per seed."""
     trials = [{"candidate": dict(candidate), "seed": seed} for candidate in candidates for seed in seeds]
-    results = list(sweep(trials))
+    results = list(sweep(trials, may_stop))
     return [results[first : first + len(seeds)] for first in range(0, len(results), max(len(seeds), 1))]
 
 
@@ -146,16 +153,18 @@ def _contender(
     number: int, candidate: Candidate, results: Sequence[Result | None], kept: bool, is_default: bool
 ) -> Contender:
     """One seed that failed fails its candidate: a mean over the lucky ones would not be one over seeds."""
+    stops = [(each["stopped"]["epoch"], each["stopped"]["score"]) for each in results if each and "stopped" in each]
     failures = [
         "a training died" if each is None else str(each["failed"]) for each in results if not each or "failed" in each
     ]
     return Contender(
         number=number,
         candidate=candidate,
-        results=() if failures else tuple(each for each in results if each),
+        results=() if failures or stops else tuple(each for each in results if each),
         state="failed" if failures else "whole" if kept else "dropped",
         is_default=is_default,
-        why=failures[0] if failures else "",
+        why=failures[0] if failures else f"behind the others after {stops[0][0]} epochs" if stops else "",
+        stopped=stops[0] if stops else None,
     )
 
 

@@ -6,6 +6,7 @@ drivers that hold the CPUs their workers need, stopped trials whose placement gr
 has one process and at most one GPU, or a part of one. What is found is trained at full size by jobs/train.py.
 """
 
+import io
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -23,7 +24,7 @@ from rayters.training.run import Run, resolve, task_of
 from rayters.training.team import Team
 from rayters.tuning.criterion import noisy_agreement, reference_agreement
 from rayters.tuning.space import Space
-from rayters.tuning.sweep import trial_key
+from rayters.tuning.sweep import Report, ReportState, trial_key
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +37,10 @@ class Bench:
     models: Path | None = None
 
 
-def run_trial(trial: Mapping[str, Any], bench: Bench) -> dict[str, Any]:
+def run_trial(trial: Mapping[str, Any], bench: Bench, report: Report) -> dict[str, Any]:
     """Trains and measures {"candidate", "seed"}.
+
+    report: told the agreement after each epoch.
 
     Returns the criterion: "dice" (mean over validation cases and annotators), "ece", "seconds" of training; "cases", Dice by validation
     case; "curve", the agreement after each epoch; "folder" of the model; and "reported", which nothing is chosen by: Dice by test case with
@@ -47,8 +50,21 @@ def run_trial(trial: Mapping[str, Any], bench: Bench) -> dict[str, Any]:
         run = _run(trial, bench)
     except ValueError as error:
         return {"failed": str(error)}
-    watch, started = Watch(), time.monotonic()
-    model = _train(run, bench.cohort, watch)
+    return _measured(run, trial, bench, Watch(report), None)
+
+
+def run_member(trial: Mapping[str, Any], bench: Bench, report: ReportState, state: bytes | None) -> dict[str, Any]:
+    """One member of a population: as ``run_trial``, but it goes on from a state, which may be another member's, and reports its own.
+
+    A net that goes astray is not begun anew here: the population leaves such members behind.
+    """
+    run = replace(_run(trial, bench), restarts=0)
+    return _measured(run, trial, bench, Member(report, run.epochs), state)
+
+
+def _measured(run: Run, trial: Mapping[str, Any], bench: Bench, watch: "Watch", state: bytes | None) -> dict[str, Any]:
+    started = time.monotonic()
+    model = _train(run, bench.cohort, watch, torch.load(io.BytesIO(state), weights_only=True) if state else None)
     seconds = time.monotonic() - started
     found = noisy_agreement(model, bench.cohort.split("validation"))
     test = bench.cohort.split("test")
@@ -69,12 +85,12 @@ def _run(trial: Mapping[str, Any], bench: Bench) -> Run:
     return resolve(replace(run, seed=run.seed + trial["seed"]), bench.cohort)
 
 
-def _train(run: Run, cohort: Cohort, watch: "Watch") -> Model:
+def _train(run: Run, cohort: Cohort, watch: "Watch", state: Mapping[str, Any] | None) -> Model:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cpu":
         torch.set_num_threads(1)  # one CPU is what the trial was given
     task = task_of(run, cohort)
-    last = fit(run, task, local_stream(run, cohort), watch, team=Team(device=device))
+    last = fit(run, task, local_stream(run, cohort), watch, team=Team(device=device), state=state)
     return Model(
         run=run,
         task=task,
@@ -95,11 +111,12 @@ def _keep(model: Model, trial: Mapping[str, Any], bench: Bench) -> str:
 
 
 class Watch:
-    """Notes the agreement after every epoch of the last attempt."""
+    """Notes the agreement after every epoch of the last attempt, and reports it."""
 
-    def __init__(self) -> None:
+    def __init__(self, report: Report) -> None:
+        self.report = report
         self.agreement: list[float] = []
-        self.attempt = 0
+        self.attempt = self.epochs = 0
 
     def on_step(self, attempt: int, epoch: int, step: int, parts: Mapping[str, Tensor]) -> None:
         """Nothing to note."""
@@ -112,3 +129,21 @@ class Watch:
         if epoch.attempt != self.attempt:
             self.attempt, self.agreement = epoch.attempt, []
         self.agreement.append(float(epoch.measured["agreement"]))
+        self.epochs += 1
+        self.report(self.epochs, self.agreement[-1])
+
+
+class Member(Watch):
+    """Reports a state too, after every epoch but the last: then there is nothing left to go on with."""
+
+    def __init__(self, report: ReportState, epochs: int) -> None:
+        super().__init__(lambda done, score: None)
+        self.tell, self.last = report, epochs
+
+    def on_epoch(self, epoch: Epoch) -> None:
+        """The epoch's number is the training's, whoever trained the earlier ones."""
+        super().on_epoch(epoch)
+        if epoch.epoch + 1 < self.last:
+            stream = io.BytesIO()
+            torch.save(dict(epoch.state), stream)
+            self.tell(epoch.epoch + 1, self.agreement[-1], stream.getvalue())
