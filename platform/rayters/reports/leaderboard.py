@@ -18,6 +18,7 @@ from casebook import Cohort
 from rayters.reports.statistics import by_group, holm, paired_p
 
 State = Literal["whole", "dropped", "failed"]
+USUAL = (("gaze", "FixedGaze"),)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,8 +52,9 @@ class Entry:
 
     @property
     def changed(self) -> str:
-        """Its parameters but the method, in short."""
-        return ", ".join(f"{name.split('.')[-1]} {short(v)}" for name, v in self.candidate.items() if name != "method")
+        """Its parameters in short, but the method, and the gaze where it is the usual one."""
+        told = {name: v for name, v in self.candidate.items() if (name, v) not in USUAL and name != "method"}
+        return ", ".join(f"{name.split('.')[-1].replace('_', ' ')} {short(v)}" for name, v in told.items())
 
     def mean(self, figure: Literal["dice", "ece", "seconds"]) -> float:
         """Over seeds; NaN without one."""
