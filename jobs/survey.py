@@ -29,7 +29,7 @@ from rayters.reports.rows import Row, table, write_rows
 from rayters.reports.statistics import Interval, by_group, holm, interval, paired_p
 from rayters.training.connect import connected
 from rayters.training.run import Run, to_json
-from rayters.tuning.space import Space, parts_of
+from rayters.tuning.space import Space, fitting, parts_of
 from rayters.tuning.sweep import run_trials
 from rayters.tuning.trial import Bench, run_trial
 
@@ -83,8 +83,8 @@ def _begin(job: Job, cohort: Cohort) -> None:
 def _fitting(job: Job, cohort: Cohort) -> tuple[type[Any], ...]:
     """Without those that learn about persons, where a name is none."""
     chosen = parts_of(job.methods, methods.ALL)
-    fits = tuple(part for part in chosen if cohort.stable_annotators or job.run.force or not part().needs_identity)
-    for part in set(chosen) - set(fits):
+    fits = fitting(chosen, stable_annotators=cohort.stable_annotators or job.run.force)
+    for part in (each for each in chosen if each not in fits):
         print(f"left out: {part.__name__} learns about persons, and in '{cohort.name}' a name is not one person")
     return fits
 

@@ -36,7 +36,7 @@ from rayters.training.connect import connected
 from rayters.training.run import Run, to_json
 from rayters.tuning.propose import Objective, Sampler
 from rayters.tuning.search import Budget, Contender, Halved, Plan, search
-from rayters.tuning.space import Space, named, parts_of
+from rayters.tuning.space import Space, fitting, named, parts_of
 from rayters.tuning.sweep import Halving, run_trials
 from rayters.tuning.trial import Bench, run_trial
 
@@ -107,11 +107,10 @@ def _plan(job: Job, cohort: Cohort) -> Plan:
 
 def _fitting(chosen: Sequence[type[Any]], cohort: Cohort, run: Run) -> tuple[type[Any], ...]:
     """Without those that learn about persons, where a name is none."""
-    kept = [part for part in chosen if cohort.stable_annotators or run.force or not part().needs_identity]
-    for part in chosen:
-        if part not in kept:
-            print(f"left out: {part.__name__} learns about persons, and in '{cohort.name}' a name is not one person")
-    return tuple(kept)
+    kept = fitting(chosen, stable_annotators=cohort.stable_annotators or run.force)
+    for part in (each for each in chosen if each not in kept):
+        print(f"left out: {part.__name__} learns about persons, and in '{cohort.name}' a name is not one person")
+    return kept
 
 
 def _begin(folder: Path, plan: Plan, job: Job, cohort: Cohort) -> None:

@@ -19,7 +19,9 @@ os.environ |= {
     "OMP_NUM_THREADS": "1",  # torch on every core in every worker would be ten times slower
 }
 
-os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # each of Ray's workers would compile everything anew, seconds of CPU each
+os.environ.pop(
+    "PYTHONDONTWRITEBYTECODE", None
+)  # each of Ray's workers would compile everything anew, seconds of CPU each
 
 
 @pytest.fixture(scope="session")

@@ -148,6 +148,17 @@ def test_a_candidate_that_was_stopped_early_is_ranked_behind_those_that_ended() 
     assert not stopped[0].results
 
 
+def test_with_one_seed_only_what_was_stopped_early_is_left_behind() -> None:
+    def sweep(trials: Sequence[Mapping[str, Any]], may_stop: bool) -> list[dict[str, Any] | None]:
+        return [{"stopped": {"epoch": 3, "score": 0.2}}, *fake(trials[1:])] if may_stop else fake(trials)
+
+    by_seeds = last(Plan(space=SMALL, seeds=1, at_once=2, halving="seeds"), Budget(trials=4))
+    assert {each.state for each in by_seeds} == {"whole"}  # there is no further seed to save
+    by_epochs = last(Plan(space=SMALL, seeds=1, at_once=2, halving="epochs"), Budget(trials=4), sweep)
+    assert [each.state for each in by_epochs] == ["whole"] * 4 + ["dropped"] * 2
+    assert all(each.stopped for each in by_epochs[4:])
+
+
 def test_a_seed_that_fails_fails_its_candidate() -> None:
     def sweep(trials: Sequence[Mapping[str, Any]], may_stop: bool) -> list[dict[str, Any] | None]:
         return [None if trial["seed"] == 1 else result for trial, result in zip(trials, fake(trials), strict=True)]

@@ -117,15 +117,17 @@ def ranked(found: Sequence[Contender]) -> list[Contender]:
 def _generation(
     plan: Plan, candidates: Sequence[Candidate], before: Sequence[Contender], sweep: Sweep, *, is_default: bool
 ) -> list[Contender]:
-    if plan.halving == "none" or is_default:
+    if plan.halving == "none" or is_default or (plan.halving == "seeds" and plan.seeds == 1):
         results = _train(candidates, range(plan.seeds), sweep)
         kept = [True] * len(candidates)
     else:
         results = _train(candidates, range(1), sweep, may_stop=plan.halving == "epochs")
-        kept = _upper_half(results, before)
-        promising = [each for each, keep in zip(candidates, kept, strict=True) if keep]
+        kept = (
+            _upper_half(results, before) if plan.seeds > 1 else ["stopped" not in (first[0] or {}) for first in results]
+        )
+        promising = [each for each, keep in zip(candidates, kept, strict=True) if keep and plan.seeds > 1]
         rest = iter(_train(promising, range(1, plan.seeds), sweep))
-        results = [first + next(rest) if keep else first for first, keep in zip(results, kept, strict=True)]
+        results = [first + next(rest, []) if keep else first for first, keep in zip(results, kept, strict=True)]
     return [
         _contender(len(before) + index, candidate, result, keep, is_default)
         for index, (candidate, result, keep) in enumerate(zip(candidates, results, kept, strict=True))

@@ -147,6 +147,11 @@ def parts_of(names: Sequence[str], known: Sequence[Part]) -> tuple[Part, ...]:
     return tuple(by_name[_plain(name)] for name in names) or tuple(known)
 
 
+def fitting(parts: Sequence[Part], *, stable_annotators: bool) -> tuple[Part, ...]:
+    """Those that do without persons, where the same name need not be the same person; all of them where it is."""
+    return tuple(part for part in parts if stable_annotators or not part().needs_identity)
+
+
 def _plain(name: str) -> str:
     return name.replace("-", "").replace("_", "").lower()
 
