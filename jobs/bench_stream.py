@@ -20,6 +20,7 @@ from pathlib import Path
 
 import tyro
 
+import bench_stream_nodes as nodes
 import bench_stream_scene as scene
 import bench_stream_sides as sides
 from rayters.reports.rows import Row, rows_table, write_rows
@@ -48,7 +49,9 @@ def main(bench: Bench) -> None:
         "peers": lambda: sides.peer_rows(slide, cube, folder, rounds),
         "store": lambda: sides.store_rows(slide, bench.store, rounds),
         "memory": lambda: sides.memory_rows(folder, slide, side),
-        "nodes": lambda: sides.node_rows(scene.slide_cohort(folder, 4096), seconds=0.2 if bench.quick else 0.3),
+        "nodes": lambda: nodes.node_rows(
+            scene.slide_cohort(folder, 4096), seconds=0.2 if bench.quick else 1.0, reads=12 if bench.quick else 32
+        ),
     }
     for name in bench.rows:
         found = groups[name]()

@@ -78,7 +78,7 @@ def worker_rows(slide: Cohort, cube: Cohort, rounds: int) -> list[Row]:
     from rayters.training.stream import StreamConfig, open_stream
 
     ray.init(
-        address="local", include_dashboard=False, num_cpus=3, log_to_driver=False, runtime_env={"env_vars": _path()}
+        address="local", include_dashboard=False, num_cpus=3, log_to_driver=False, runtime_env={"env_vars": sources()}
     )
     streams = {
         "once": (slide, request(256), ONCE),
@@ -133,7 +133,7 @@ def _pair(row: str, rate: Mapping[str, float], ours: str, other: str, goal: str 
     return Row(row=row, value=rate[ours], reference=rate.get(other), unit="patches/s", goal=goal)
 
 
-def _path() -> dict[str, str]:
+def sources() -> dict[str, str]:
     root = Path(__file__).resolve().parents[1]
     return {"PYTHONPATH": os.pathsep.join([str(root / "platform"), str(root / "storage"), str(root / "jobs")])}
 
@@ -142,19 +142,21 @@ def _measure(config: Mapping[str, Any]) -> None:
     """Runs in the worker."""
     from ray import train
 
+    from rayters.networks.allocator import keep_freed_memory
     from rayters.training.stream import stream_batches
 
+    keep_freed_memory()  # as in every worker that has built its net; the raw decode gains by it as well
     epochs = iter(range(1_000_000))
-    threads = max(2, len(os.sched_getaffinity(0)))
+    cores = max(2, len(os.sched_getaffinity(0)))
 
     def stream(name: str, own: int) -> Rate:
         shard = train.get_dataset_shard(name)
         return lambda: tensors_per_second(stream_batches(shard, batch_size=BATCH, epoch=next(epochs), threads=own))
 
     names = ("once", "jittered", "drawn", "three", "wide", "volume")
-    measured: dict[str, Rate] = {"raw": lambda: raw_decode(config["case"], threads)}
+    measured: dict[str, Rate] = {"raw": lambda: raw_decode(config["case"], cores)}
     for name in names:
-        measured |= {f"{name} own": stream(name, threads), f"{name} tasks": stream(name, 0)}
+        measured |= {f"{name} own": stream(name, 2 * cores), f"{name} tasks": stream(name, 0)}
     for name in ("raw", "once own", "once tasks"):
         measured[name]()  # libraries load, read tasks start their processes
     Path(config["found"]).write_text(json.dumps(in_turn(config["rounds"], measured)))
@@ -236,7 +238,7 @@ def peer_rows(slide: Cohort, cube: Cohort, folder: Path, rounds: int) -> list[Ro
 def _local(cohort: Cohort, size: int, per_block: int) -> Iterator[Mapping[str, Any]]:
     axes = len(cohort.cases[0].shape)
     what = request(size, axes=axes)
-    return local_batches(cohort, what, jittered(cohort, size, per_block), batch_size=BATCH, seed=0, epoch=0, threads=2)
+    return local_batches(cohort, what, jittered(cohort, size, per_block), batch_size=BATCH, seed=0, epoch=0, threads=4)
 
 
 # ------------------------------------------------------------------------------------------------ object store
@@ -294,7 +296,7 @@ def memory_rows(folder: Path, slide: Cohort, side: int) -> list[Row]:
 def _peak(cohort_url: str) -> dict[str, int]:
     code = "import bench_stream_sides as s, sys, json; print(json.dumps(s.streamed_peak(sys.argv[1])))"
     out = subprocess.run(
-        [sys.executable, "-c", code, cohort_url], env=os.environ | _path(), check=True, capture_output=True, text=True
+        [sys.executable, "-c", code, cohort_url], env=os.environ | sources(), check=True, capture_output=True, text=True
     )
     found: dict[str, int] = json.loads(out.stdout.splitlines()[-1])
     return found
@@ -316,69 +318,3 @@ def streamed_peak(cohort_url: str) -> dict[str, int]:
 def _status(name: str) -> int:
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
     return int(line.split()[1]) * 1024
-
-
-# ------------------------------------------------------------------------------------------------ simulated nodes
-
-
-def node_rows(cohort: Cohort, seconds: float) -> list[Row]:
-    """Nodes of one reading CPU each; every read sleeps, so that nodes and not this machine's cores decide."""
-    rate = {nodes: _cluster_rate(cohort, nodes, seconds) for nodes in (1, 2, 4)}
-    return [
-        Row(
-            row=f"{nodes} simulated nodes (cluster_utils, throttled decode so that cores do not decide)",
-            value=rate[nodes] / nodes, reference=rate[1], unit="patches/s and node", goal=">= 0.9 efficiency",
-        )
-        for nodes in (1, 2, 4)
-    ]  # fmt: skip
-
-
-def _cluster_rate(cohort: Cohort, nodes: int, seconds: float) -> float:
-    import ray
-    from ray.cluster_utils import Cluster
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    from rayters.training.stream import StreamConfig, open_stream
-
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": 2**28})
-    for _ in range(nodes):
-        cluster.add_node(num_cpus=1, object_store_memory=2**28, resources={"reads": 1})
-    environment = {"env_vars": _path() | {"BENCH_READ_SECONDS": str(seconds)}, "worker_process_setup_hook": throttle}
-    ray.init(address=cluster.address, log_to_driver=False, runtime_env=environment)
-    try:
-        ids = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("reads")]
-        sampling = Sampling(patches_per_epoch=24 * 8 * nodes, patches_per_block=8, mix_blocks=2, block_px=512)
-        ds = open_stream(cohort, request(64), sampling, seed=0, cpus_per_read=1)
-        shards = StreamConfig().configure({"train": ds}, nodes, None, ids)
-        consume = ray.remote(num_cpus=0)(_consume)
-        for epoch in (0, 1):  # the first starts the processes
-            start = time.perf_counter()
-            strategies = [NodeAffinitySchedulingStrategy(node, soft=False) for node in ids]
-            ray.get([
-                consume.options(scheduling_strategy=where).remote(shard["train"], epoch)
-                for where, shard in zip(strategies, shards, strict=True)
-            ])  # fmt: skip
-            wall = time.perf_counter() - start
-        return 24 * 8 * nodes / wall
-    finally:
-        ray.shutdown()
-        cluster.shutdown()
-
-
-def _consume(shard: Any, epoch: int) -> int:
-    from rayters.training.stream import stream_batches
-
-    return sum(len(batch["patch"]) for batch in stream_batches(shard, batch_size=8, epoch=epoch))
-
-
-def throttle() -> None:
-    """In every worker process: a read takes at least so long, as if the decoder were slower."""
-    import rayters.patches.read as read
-
-    fetch, seconds = read.fetch_views, float(os.environ["BENCH_READ_SECONDS"])
-
-    def slow(*arguments: Any) -> Any:
-        time.sleep(seconds)
-        return fetch(*arguments)
-
-    read.fetch_views = slow

@@ -178,6 +178,16 @@ def test_one_worker_on_ray_gives_the_loss_of_the_loop_alone(digits: Cohort, tmp_
     assert on_ray["validation_loss"] == pytest.approx(alone["validation_loss"], rel=1e-6)
 
 
+def test_a_worker_that_reads_for_itself_through_a_cache_learns_the_same(
+    digits: Cohort, tmp_path: Path, ray_session: None
+) -> None:
+    alone = train_locally(SHORT, digits, tmp_path / "alone").measured
+    crew = Crew(workers=1, read_threads=2, cache_folder=str(tmp_path / "cache"))
+    on_ray = train(SHORT, digits, storage_path=str(tmp_path), name="own", crew=crew).model.measured
+    assert on_ray["validation_loss"] == pytest.approx(alone["validation_loss"], rel=1e-6)
+    assert list((tmp_path / "cache").rglob("c/*")), "the cache holds chunks of the cases"
+
+
 def test_sharded_workers_learn_what_whole_ones_learn(digits: Cohort, tmp_path: Path, ray_session: None) -> None:
     run = replace(SHORT, gradient_clip=0.0, accumulate=2)
     ddp, fsdp = (

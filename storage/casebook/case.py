@@ -96,7 +96,8 @@ class Case:
         """(len(layer_ids), *size) uint8, all layers at once; who drew nothing in this case yields a plane of IGNORE."""
         box = self._box(level, origin, size)
         order = {layer.id: i for i, layer in enumerate(self.layers)}
-        planes = np.full((len(layer_ids), *(s.stop - s.start for s in box)), IGNORE, np.uint8)
+        planes = np.empty((len(layer_ids), *(s.stop - s.start for s in box)), np.uint8)
+        planes[[plane for plane, id in enumerate(layer_ids) if id not in order]] = IGNORE
         known = [(plane, order[id]) for plane, id in enumerate(layer_ids) if id in order]
         reads = [
             _start(self.stored.label_levels[i][level], self.stored.label_axes[i], self.axes, box) for _, i in known

@@ -21,6 +21,7 @@ from torch.distributed.fsdp import fully_shard
 
 from casebook import Cohort, open_cohort
 from rayters.patches.batches import local_batches
+from rayters.patches.cache import Cache
 from rayters.patches.plan import plan_epoch
 from rayters.patches.resume import Position
 from rayters.patches.share import Share
@@ -46,16 +47,28 @@ class Crew:
     sharding: Literal["ddp", "fsdp"] = "ddp"  # every worker holds the whole net, or a part of it (FSDP2)
     max_failures: int = 3  # lost workers that are replaced before the run gives up
     pause_steps: int = 0  # a checkpoint every so many steps within an epoch, for epochs of hours; 0: after every epoch
+    read_threads: int = (
+        0  # 0: tasks anywhere in the cluster read; more: each worker in so many threads, faster where it has idle cores
+    )
+    cache_folder: str = ""  # on every worker's local disk, for an object store slower than it; (): no cache
+    cache_gib: float = 20  # most that is kept in cache_folder, on each machine
     keep: int = 2  # checkpoints with the lowest validation loss; the newest is always kept
 
     def __post_init__(self) -> None:
         if self.workers < 1 or not 0 <= self.fewest <= self.workers or self.pause_steps < 0 or self.keep < 1:
             raise ValueError(f"a crew needs workers >= 1, 0 <= fewest <= workers, pause_steps >= 0, keep >= 1: {self}")
+        if self.read_threads < 0 or self.cache_gib <= 0:
+            raise ValueError(f"a crew needs read_threads >= 0 and cache_gib > 0: {self}")
 
     @property
     def sizes(self) -> range:
         """The numbers of workers that may train."""
         return range(self.fewest or self.workers, self.workers + 1)
+
+    @property
+    def cache(self) -> Cache | None:
+        """Where objects of the store are kept, if anywhere."""
+        return Cache(folder=self.cache_folder, max_bytes=int(self.cache_gib * 2**30)) if self.cache_folder else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,12 +109,12 @@ def _trainer(run: Run, cohort: Cohort, meter: Any, *, storage_path: str, name: s
         "meter": meter,
         "crew": crew,
     }
+    request = run.request(cohort.annotators)
+    stream = open_stream(cohort.split("train"), request, run.sampling, seed=run.seed, cache=crew.cache)
     return TorchTrainer(
         _work,
         train_loop_config=config,
-        datasets={
-            "train": open_stream(cohort.split("train"), run.request(cohort.annotators), run.sampling, seed=run.seed)
-        },
+        datasets={"train": stream},
         dataset_config=StreamConfig(),
         scaling_config=ScalingConfig(
             num_workers=(crew.fewest, crew.workers) if crew.fewest else crew.workers,  # type: ignore[arg-type]  # Ray's own stub lags
@@ -127,7 +140,7 @@ def _work(config: Mapping[str, Any]) -> None:
     state = _restore(run)
     if state and is_finished(state):
         return
-    stream = _worker_stream(run, cohort, team)
+    stream = _worker_stream(run, cohort, team, config["crew"])
     observer = _observer(run, cohort, stream, team, config)
     fit(run, task_of(run, cohort), stream, observer, team=team, state=state, pause_steps=config["crew"].pause_steps)
 
@@ -161,18 +174,29 @@ def _restore(run: Run) -> dict[str, Any] | None:
         return load_state(Path(folder))
 
 
-def _worker_stream(run: Run, cohort: Cohort, team: Team) -> Stream:
+def _worker_stream(run: Run, cohort: Cohort, team: Team, crew: Crew) -> Stream:
     request, shard = run.request(cohort.annotators), ray.train.get_dataset_shard("train")
     plan = plan_epoch(cohort.split("train"), request, run.sampling, seed=run.seed, epoch=0)
-    share = run.batch_size // team.size
+    share, threads = run.batch_size // team.size, crew.read_threads
 
     def training(at: Position) -> Iterable[Arrays]:
-        return stream_batches(shard, batch_size=share, epoch=at.epoch, first_batch=at.first_batch, done=at.done)
+        return stream_batches(
+            shard, batch_size=share, epoch=at.epoch, first_batch=at.first_batch, done=at.done, threads=threads
+        )
 
     def validation() -> Iterable[Arrays]:
         split = cohort.split("validation")
         return local_batches(
-            split, request, VALIDATION, batch_size=share, seed=0, epoch=0, rank=team.rank, world=team.size
+            split,
+            request,
+            VALIDATION,
+            batch_size=share,
+            seed=0,
+            epoch=0,
+            rank=team.rank,
+            world=team.size,
+            threads=threads,
+            cache=crew.cache,
         )
 
     steps = Share(plan=plan, rank=team.rank, world=team.size, batch_size=share).num_batches

@@ -223,7 +223,7 @@ def stream_batches(
     shard: train.get_dataset_shard(...), or without a trainer what open_stream returned.
     done: legs of the epoch that were run by another number of workers, see resume.Leg.
     threads: 0 reads in tasks on the cluster. More: the worker reads for itself in so many threads and leaves the object store out,
-        which is faster where the worker's own node has cores to spare (docs/results/stream.md).
+        which is faster where the worker's own node has cores to spare: twice as many as those (docs/results/stream.md).
     """
     if isinstance(shard, Dataset):
         shard = rank_shard(shard, ExecutionOptions())
