@@ -47,7 +47,7 @@ def main(bench: Bench) -> None:
     groups = {
         "worker": lambda: sides.worker_rows(slide, cube, rounds),
         "peers": lambda: sides.peer_rows(slide, cube, folder, rounds),
-        "store": lambda: sides.store_rows(slide, bench.store, rounds),
+        "store": lambda: sides.store_rows(slide, folder, bench.store, rounds),
         "memory": lambda: sides.memory_rows(folder, slide, side),
         "nodes": lambda: nodes.node_rows(
             scene.slide_cohort(folder, 4096), seconds=0.2 if bench.quick else 1.0, reads=12 if bench.quick else 32

@@ -19,6 +19,7 @@ import torch
 
 from casebook import Cohort, open_case
 from rayters.patches.batches import local_batches
+from rayters.patches.cache import Cache
 from rayters.patches.memory import stream_memory
 from rayters.patches.plan import plan_epoch
 from rayters.patches.sampling import Sampling
@@ -235,16 +236,15 @@ def peer_rows(slide: Cohort, cube: Cohort, folder: Path, rounds: int) -> list[Ro
     return rows
 
 
-def _local(cohort: Cohort, size: int, per_block: int) -> Iterator[Mapping[str, Any]]:
-    axes = len(cohort.cases[0].shape)
-    what = request(size, axes=axes)
-    return local_batches(cohort, what, jittered(cohort, size, per_block), batch_size=BATCH, seed=0, epoch=0, threads=4)
+def _local(cohort: Cohort, size: int, per_block: int, cache: Cache | None = None) -> Iterator[Mapping[str, Any]]:
+    what, sampling = request(size, axes=len(cohort.cases[0].shape)), jittered(cohort, size, per_block)
+    return local_batches(cohort, what, sampling, batch_size=BATCH, seed=0, epoch=0, threads=4, cache=cache)
 
 
 # ------------------------------------------------------------------------------------------------ object store
 
 
-def store_rows(slide: Cohort, store: str | None, rounds: int) -> list[Row]:
+def store_rows(slide: Cohort, folder: Path, store: str | None, rounds: int) -> list[Row]:
     """The slide's table points to a copy in the store; the copy is made once."""
     name = "from the real object store / from local disk"
     if store is None:
@@ -254,14 +254,18 @@ def store_rows(slide: Cohort, store: str | None, rounds: int) -> list[Row]:
     url = peers.copy_to(store, slide.cases[0].url)
     there = replace(slide, cases=(replace(slide.cases[0], url=url),))
     most = 2048
+    cache = Cache(folder=str(folder / "cache"), max_bytes=2**33)
+    tensors_per_second(_local(there, 256, 64, cache), most)  # an epoch that fills it
     rate = in_turn(rounds, {
         "there": lambda: tensors_per_second(_local(there, 256, 64), most),
+        "again": lambda: tensors_per_second(_local(there, 256, 64, cache), most),
         "here": lambda: tensors_per_second(_local(slide, 256, 64), most),
         "s3fs": lambda: peers.zarr_patches(url, most // 8),
     })  # fmt: skip
     return [
         _pair(name, rate, "there", "here", ">= 0.5"),
         _pair("  from the real object store / s3fs + zarr-python", rate, "there", "s3fs", ">= 2"),
+        _pair("  from the real object store a second time, through the cache / from local disk", rate, "again", "here"),
     ]
 
 

@@ -1,7 +1,7 @@
 """What the platform adds to a training: per step, at the start, and after a worker is lost.
 
-    python jobs/bench_training.py            time of a step beside a bare PyTorch loop; start-up; a killed worker
-    python jobs/bench_training.py --quick    fewer steps
+    python jobs/bench_training.py            time of a step beside a bare PyTorch loop; start-up; a killed worker; a search
+    python jobs/bench_training.py --quick    fewer steps and trials
 
 Both loops train the same net on the same batches in memory, in turns, so that a busy machine slows both; the ratio is that of the medians.
 """
@@ -12,7 +12,7 @@ import statistics
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,9 @@ from rayters.training.model import build_net
 from rayters.training.observers import Everyone
 from rayters.training.run import Run
 from rayters.training.team import Team
+from rayters.tuning.space import Space
+from rayters.tuning.sweep import run_trials
+from rayters.tuning.trial import Bench, run_trial
 
 CHANNELS, CLASSES, ANNOTATORS = 3, 2, 5
 
@@ -61,6 +64,7 @@ def main(job: Job) -> None:
     job = replace(job, steps=16, side_px=64) if job.quick else job
     platform, bare = step_times(job)
     started, recovered = cluster_times(epochs=3 if job.quick else 6)
+    whole, alone, bare_trials = trials_per_hour(number=4 if job.quick else 12, epochs=2 if job.quick else 6)
     rows = [
         Row(
             row=f"time per step, platform / bare PyTorch loop ({job.side_px}^2, batch {job.batch}, width {job.width})",
@@ -71,6 +75,18 @@ def main(job: Job) -> None:
         ),
         Row(row="start-up until the first step, two workers on a running Ray", value=started, unit="s"),
         Row(row="from kill -9 of a worker to the next logged step (one in ten is)", value=recovered, unit="s"),
+        Row(
+            row="search throughput, a bare loop in our sweep / Ray Tune with the same bare function",
+            value=alone,
+            reference=bare_trials,
+            unit="trials/hour",
+        ),
+        Row(
+            row="search throughput, whole trials (read, train, validate, judge) / Ray Tune with a bare loop of as many steps",
+            value=whole,
+            reference=bare_trials,
+            unit="trials/hour",
+        ),
     ]
     print(rows_table(rows))
     if job.json:
@@ -138,6 +154,56 @@ class BareLoop:
         nn.utils.clip_grad_norm_(self.net.parameters(), 1.0)
         self.optimizer.step()
         return time.perf_counter() - started
+
+
+def trials_per_hour(*, number: int, epochs: int) -> tuple[float, float, float]:
+    """Of the platform's trials; of a bare loop of as many steps in the platform's sweep; and of the same loop as a function of Ray Tune's."""
+    from ray import tune
+
+    task = Task(channels=1, classes=2, annotators=ANNOTATORS, patch_px=(64, 64))
+    run = Run(
+        method=MajorityVote(),
+        network=UNet(width=8),
+        patch_px=task.patch_px,
+        epochs=epochs,
+        sampling=Sampling(patches_per_epoch=160),
+    )
+    rng = np.random.default_rng(0)
+    arrays = {
+        "views": rng.integers(0, 255, (run.batch_size, 1, 1, 64, 64), dtype=np.uint8),
+        "labels": rng.integers(0, 2, (run.batch_size, ANNOTATORS, 64, 64), dtype=np.uint8),
+    }
+
+    def bare(*_: Any) -> dict[str, float]:
+        torch.set_num_threads(1)
+        loop = BareLoop(run, task)
+        for _ in range(epochs * 160 // run.batch_size):
+            loop.step(arrays)
+        return {"dice": 0.0}
+
+    with tempfile.TemporaryDirectory(prefix="rayters-bench-") as folder, connected(cpus=2):
+        cohort = demo_cohort(f"{folder}/cohort")
+        space = Space(methods=(MajorityVote,))
+        bench = Bench(cohort=cohort, space=space, base=run)
+        trials = [{"candidate": space.defaults()[0], "seed": seed} for seed in range(number)]
+        tuner = tune.Tuner(
+            tune.with_resources(bare, {"cpu": 1}),
+            param_space={"trial": tune.grid_search(trials)},
+            run_config=tune.RunConfig(storage_path=f"{folder}/tune", verbose=0),
+        )
+        sides = (
+            lambda: run_trials(run_trial, trials, Path(folder) / "whole", data=bench),
+            lambda: run_trials(bare, trials, Path(folder) / "bare"),
+            tuner.fit,
+        )
+        whole, alone, tuned = (number * 3600 / _seconds(side) for side in sides)
+    return whole, alone, tuned
+
+
+def _seconds(call: Callable[[], Any]) -> float:
+    began = time.perf_counter()
+    call()
+    return time.perf_counter() - began
 
 
 def cluster_times(*, epochs: int) -> tuple[float, float]:

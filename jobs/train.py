@@ -35,6 +35,7 @@ from rayters.training.cluster import Crew, Trained, train
 from rayters.training.connect import connected
 from rayters.training.model import Model
 from rayters.training.run import Run, resolve, to_json
+from rayters.training.tracking import Tracker
 
 # half of the patches where something was drawn, as nnU-Net does: at random, a small structure is hardly ever met
 USUAL = Run(sampling=Sampling(patches_per_epoch=400, balance="class"), epochs=20)
@@ -53,6 +54,7 @@ class Job:
     seeds: int = 1  # train each method so many times, from --seed on; the table gives mean ± sd
     run: Annotated[Run, tyro.conf.arg(name="")] = field(default_factory=lambda: USUAL)
     crew: Crew = field(default_factory=Crew)
+    track: tuple[Tracker, ...] = ()  # beside TensorBoard: mlflow, wandb; they read MLFLOW_TRACKING_URI, WANDB_API_KEY
     json: str | None = None  # write the table's rows to this file
 
 
@@ -72,7 +74,10 @@ def main(job: Job) -> None:
 def _train(job: Job, run: Run, cohort: Cohort, storage: str) -> list[Trained]:
     """One method, from each seed."""
     runs = [dataclasses.replace(run, seed=run.seed + index) for index in range(job.seeds)]
-    return [train(each, cohort, storage_path=storage, name=_name(job, each, cohort), crew=job.crew) for each in runs]
+    return [
+        train(each, cohort, storage_path=storage, name=_name(job, each, cohort), crew=job.crew, track=job.track)
+        for each in runs
+    ]
 
 
 def _demo_run(run: Run) -> Run:

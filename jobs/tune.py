@@ -34,6 +34,7 @@ from rayters.reports.leaderboard_page import HEADER, headline, html, lines, mark
 from rayters.reports.rows import Row, rows_table, table, write_rows
 from rayters.training.connect import connected
 from rayters.training.run import Run, to_json
+from rayters.training.tracking import Tracker, sweep_callbacks
 from rayters.tuning.propose import Objective, Sampler
 from rayters.tuning.search import Budget, Contender, Halved, Plan, search
 from rayters.tuning.space import Space, fitting, named, parts_of
@@ -71,6 +72,7 @@ class Job:
     name: str = "search"
     resume: bool = False  # go on with the search of this name
     run: Annotated[Run, tyro.conf.arg(name="")] = field(default_factory=lambda: SMALL)
+    track: tuple[Tracker, ...] = ()  # mlflow, wandb; they read MLFLOW_TRACKING_URI, WANDB_API_KEY
     json: str | None = None  # write the table's rows to this file
 
 
@@ -151,7 +153,15 @@ def _search(job: Job, plan: Plan, cohort: Cohort, folder: Path) -> list[Contende
         def sweep(trials: Sequence[Any], may_stop: bool) -> list[Any]:
             bar.set_description(f"search, best {contenders[0].mean('dice'):.3f}" if contenders else "search, defaults")
             early = halving if may_stop else None
-            results = run_trials(run_trial, trials, folder / "trials", data=bench, gpus=job.gpus, halving=early)
+            results = run_trials(
+                run_trial,
+                trials,
+                folder / "trials",
+                data=bench,
+                gpus=job.gpus,
+                halving=early,
+                callbacks=sweep_callbacks(job.track),
+            )
             bar.update(len(trials))
             return results
 

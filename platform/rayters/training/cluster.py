@@ -7,7 +7,7 @@ Train's own snapshot, by which the same name resumes.
 import json
 import math
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -34,6 +34,7 @@ from rayters.training.progress import MeterObserver, progress_bar
 from rayters.training.run import Run, from_json, resolve, task_of, to_json
 from rayters.training.stream import StreamConfig, open_stream, stream_batches
 from rayters.training.team import Team
+from rayters.training.tracking import Tracker, refuse_absent, trackers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,21 +80,27 @@ class Trained:
     model: Model
 
 
-def train(run: Run, cohort: Cohort, *, storage_path: str, name: str, crew: Crew) -> Trained:
+def train(
+    run: Run, cohort: Cohort, *, storage_path: str, name: str, crew: Crew, track: Sequence[Tracker] = ()
+) -> Trained:
     """Trains on the Ray that is initialised; a run of the same name and storage_path is resumed.
 
+    track: experiment trackers that hear of it, beside TensorBoard.
+
     Raises:
-        ValueError: when the run does not fit the cohort, the batch not the workers, or another run already has this name.
+        ValueError: when the run does not fit the cohort, the batch not the workers, another run already has this name, or a tracker
+            is not installed.
         RuntimeError: when workers were lost more often than ``crew.max_failures``.
     """
     run = resolve(run, cohort)
+    refuse_absent(track)
     for workers in crew.sizes:
         if run.batch_size % workers:
             raise ValueError(
                 f"batch_size={run.batch_size} cannot be shared evenly by {workers} workers: use a multiple"
             )
     with progress_bar(f"{type(run.method).__name__:20}") as meter:
-        result = _trainer(run, cohort, meter, storage_path=storage_path, name=name, crew=crew).fit()
+        result = _trainer(run, cohort, meter, storage_path=storage_path, name=name, crew=crew, track=track).fit()
     if result.error or result.checkpoint is None:
         raise RuntimeError(f"run '{name}' ended without a model: {result.error}") from result.error
     scheme = storage_path.split("://")[0] + "://" if "://" in storage_path else ""
@@ -101,13 +108,17 @@ def train(run: Run, cohort: Cohort, *, storage_path: str, name: str, crew: Crew)
         return Trained(folder=scheme + result.checkpoint.path, model=load_model(folder))
 
 
-def _trainer(run: Run, cohort: Cohort, meter: Any, *, storage_path: str, name: str, crew: Crew) -> TorchTrainer:
+def _trainer(
+    run: Run, cohort: Cohort, meter: Any, *, storage_path: str, name: str, crew: Crew, track: Sequence[Tracker]
+) -> TorchTrainer:
     config = {
         "run": json.dumps(to_json(run)),
         "cohort": cohort.url,
         "folder": f"{storage_path}/{name}",
+        "name": name,
         "meter": meter,
         "crew": crew,
+        "track": tuple(track),
     }
     request = run.request(cohort.annotators)
     stream = open_stream(cohort.split("train"), request, run.sampling, seed=run.seed, cache=crew.cache)
@@ -210,6 +221,7 @@ def _observer(run: Run, cohort: Cohort, stream: Stream, team: Team, config: Mapp
     watching: list[Observer] = [MeterObserver(config["meter"], steps=stream.steps, epochs=run.epochs), reporter]
     if "://" not in config["folder"]:
         watching.append(TensorBoard(Path(config["folder"]) / "tensorboard", steps=stream.steps))
+    watching += trackers(config["track"], run, config["name"], steps=stream.steps)
     return Everyone(*watching)
 
 

@@ -62,12 +62,14 @@ def run_trials(
     cpus: float = 1,
     gpus: float = 0,
     halving: Halving | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> list[Result | None]:
     """The result of each trial, in order; None for one that failed (its traceback is in Ray's log). Needs an initialised Ray.
 
     function: (trial, data, report) -> result; it reports after each epoch, which matters with halving only.
     folder: where results are kept, one JSON file per trial.
-    data: shared by all trials through the object store, once per node. cpus, gpus: what one trial occupies.
+    data: shared by all trials through the object store, once per node. cpus, gpus: what one trial occupies. callbacks: Ray Tune's, as of
+        experiment trackers.
     """
     folder.mkdir(parents=True, exist_ok=True)
     missing = [trial for trial in trials if read_result(folder, trial) is None]
@@ -90,7 +92,7 @@ def run_trials(
             run_config=RunConfig(
                 storage_path=str((folder / "tune").absolute()),
                 failure_config=FailureConfig(max_failures=2),
-                callbacks=[_Keeper(folder)],
+                callbacks=[_Keeper(folder), *callbacks],
                 verbose=0,
             ),
         )
