@@ -1,6 +1,8 @@
 """A cohort lists whole cases, keeps patients together, and moves as one folder."""
 
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -37,6 +39,13 @@ def test_a_cohort_comes_back_as_it_was_written_and_moves_with_its_folder(tmp_pat
     assert open_cohort(base / "cohort.parquet") == cohort
     shutil.move(base, tmp_path / "there")
     assert open_cohort(tmp_path / "there").cases[0].url == str(tmp_path / "there/cases/a.ome.zarr")
+
+
+def test_processes_that_read_a_cohort_and_end_at_once_end_well(tmp_path):
+    write_cohort(tmp_path, [a_row(tmp_path)], name="c", classes=("bg", "fg"))
+    read = [sys.executable, "-c", f"from casebook import open_cohort; open_cohort({str(tmp_path)!r})"]
+    at_once = [subprocess.Popen(read, stderr=subprocess.PIPE, text=True) for _ in range(6)]
+    assert [(process.communicate()[1], process.returncode) for process in at_once] == [("", 0)] * 6
 
 
 def test_a_row_tells_what_sampling_needs(tmp_path):

@@ -5,7 +5,6 @@ one.
 """
 
 import dataclasses
-import io
 import json
 import os
 from collections.abc import Sequence
@@ -188,9 +187,9 @@ def encode(cohort: Cohort) -> bytes:
         "licence": cohort.licence,
     }
     table = pa.Table.from_pylist(rows, schema=_COLUMNS.with_metadata({"casebook": json.dumps(about)}))
-    sink = io.BytesIO()
+    sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd")
-    return sink.getvalue()
+    return sink.getvalue().to_pybytes()
 
 
 def open_cohort(url: str | os.PathLike[str]) -> Cohort:
@@ -212,7 +211,8 @@ def open_cohort(url: str | os.PathLike[str]) -> Cohort:
 def decode(data: bytes, place: str) -> Cohort:
     """The inverse of `encode`, for a table that lies at `place`."""
     try:
-        table = pq.read_table(io.BytesIO(data))
+        # no thread of Arrow may hold a Python object when the interpreter ends: it would abort the process (pyarrow 26)
+        table = pq.read_table(pa.BufferReader(data), use_threads=False)
         about = json.loads((table.schema.metadata or {})[b"casebook"])
         if about["schema"] != SCHEMA:
             raise CaseFormatError(f"{place} has schema {about['schema']}, this casebook reads {SCHEMA}: update rayters")
