@@ -189,7 +189,7 @@ def encode(cohort: Cohort) -> bytes:
     table = pa.Table.from_pylist(rows, schema=_COLUMNS.with_metadata({"casebook": json.dumps(about)}))
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd")
-    return sink.getvalue().to_pybytes()
+    return bytes(sink.getvalue().to_pybytes())
 
 
 def open_cohort(url: str | os.PathLike[str]) -> Cohort:
