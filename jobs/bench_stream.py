@@ -22,6 +22,7 @@ import tyro
 
 import bench_stream_nodes as nodes
 import bench_stream_scene as scene
+import bench_stream_shuffle as shuffle
 import bench_stream_sides as sides
 from rayters.reports.rows import Row, rows_table, write_rows
 
@@ -36,7 +37,7 @@ class Bench:
     side: int = 32_768  # of the slide, in pixels; 32,768 is a gigapixel
     store: str | None = None  # s3://bucket/prefix of an object store
     rounds: int = 3
-    rows: tuple[str, ...] = ("worker", "peers", "store", "memory", "nodes")  # groups of rows to measure
+    rows: tuple[str, ...] = ("worker", "shuffle", "peers", "store", "memory", "nodes")  # groups of rows to measure
 
 
 def main(bench: Bench) -> None:
@@ -46,6 +47,7 @@ def main(bench: Bench) -> None:
     rows: list[Row] = []
     groups = {
         "worker": lambda: sides.worker_rows(slide, cube, rounds),
+        "shuffle": lambda: shuffle.shuffle_rows(slide),
         "peers": lambda: sides.peer_rows(slide, cube, folder, rounds),
         "store": lambda: sides.store_rows(slide, folder, bench.store, rounds),
         "memory": lambda: sides.memory_rows(folder, slide, side),

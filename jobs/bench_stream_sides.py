@@ -21,9 +21,7 @@ from casebook import Cohort, open_case
 from rayters.patches.batches import local_batches
 from rayters.patches.cache import Cache
 from rayters.patches.memory import stream_memory
-from rayters.patches.plan import plan_epoch
 from rayters.patches.sampling import Sampling
-from rayters.patches.share import Share
 from rayters.patches.view import Request, View
 from rayters.reports.rows import Row
 
@@ -103,7 +101,7 @@ def worker_rows(slide: Cohort, cube: Cohort, rounds: int) -> list[Row]:
     ray.shutdown()
     rate = json.loads(found.read_text())
     per_patch = 3 * 256 * 256 / 1e6  # MB
-    rows = [
+    return [
         Row(row=ONCE_ROW, value=rate["once own"] * per_patch, reference=rate["raw"], unit="MB/s", goal=">= 0.90"),
         Row(row=f"{TASKS} / raw decode", value=rate["once tasks"] * per_patch, reference=rate["raw"], unit="MB/s"),
         _pair("  jittered patches, own threads / read tasks", rate, "jittered own", "jittered tasks"),
@@ -114,9 +112,6 @@ def worker_rows(slide: Cohort, cube: Cohort, rounds: int) -> list[Row]:
         _pair(TASKS, rate, "three tasks", "once tasks"),
         _pair("  64^3 patches of the volume, own threads / read tasks", rate, "volume own", "volume tasks"),
     ]
-    blocks, alone = shuffle_quality(slide)
-    named = "  distinct blocks in a batch of 32 / if every patch were drawn by itself"
-    return [*rows, Row(row=named, value=blocks, reference=alone, unit="blocks")]
 
 
 ONCE_ROW = (
@@ -192,17 +187,6 @@ def _frames(path: Path, info: Any) -> Iterator[tuple[Path, int, int]]:
 def _read(path: Path, offset: int, length: int) -> bytes:
     with path.open("rb", buffering=0) as file:
         return os.pread(file.fileno(), length, offset)
-
-
-def shuffle_quality(cohort: Cohort) -> tuple[float, float]:
-    """Mean number of distinct blocks in a batch, and what independent draws would give."""
-    plan = plan_epoch(cohort, request(256), jittered(cohort, 256, 64), seed=0, epoch=0)
-    share = Share(plan=plan, rank=0, world=1, batch_size=BATCH)
-    order = np.concatenate([np.concatenate([t.patches for t in group.tasks])[group.order] for group in share.groups()])
-    block = np.searchsorted(plan.first, order, side="right") - 1
-    drawn = np.random.default_rng(0).permutation(block)
-    batches = range(0, len(block) - BATCH + 1, BATCH)
-    return tuple(float(np.mean([len(set(each[b : b + BATCH])) for b in batches])) for each in (block, drawn))  # type: ignore[return-value]
 
 
 # ------------------------------------------------------------------------------------------------ peers, in this process
