@@ -71,6 +71,34 @@ TorchTrainer(
 """
 
 
+# All CPUs of the consumer's own machine are taken.
+FULL = """
+import sys
+from pathlib import Path
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from casebook import open_cohort
+from rayters.patches.sampling import Sampling
+from rayters.patches.view import Request, View
+from rayters.training.stream import StreamConfig, open_stream, stream_batches
+
+ray.init(address=sys.argv[1])
+full = next(node["NodeID"] for node in ray.nodes() if node["Resources"].get("full"))
+there = NodeAffinitySchedulingStrategy(full, soft=False)
+ray.get(ray.remote(num_cpus=1, scheduling_strategy=there)(type("Hog", (), {"up": lambda self: 1})).remote().up.remote())
+target = View(size_px=(32, 32), field_of_view_px0=(32, 32))
+request = Request(views=(target,), target=target, annotators=("a",))
+stream = open_stream(open_cohort(sys.argv[2]), request, Sampling(patches_per_epoch=20), seed=3, cpus_per_read=1)
+shard = StreamConfig().configure({"train": stream}, 1, None, [full])[0]["train"]
+
+@ray.remote(num_cpus=0, scheduling_strategy=there)
+def consumed(shard):
+    return sum(len(batch["patch"]) for batch in stream_batches(shard, batch_size=4, epoch=0))
+
+print("consumed", ray.get(consumed.remote(shard)))
+"""
+
+
 def a_cohort(folder: Path) -> None:
     image = np.random.default_rng(0).integers(0, 256, (1, 300, 260), dtype=np.uint8)
     labels = {Layer(id="a"): (image[0] > 127).astype(np.uint8)}
@@ -101,6 +129,21 @@ def test_a_lost_machine_neither_repeats_nor_loses_a_patch(tmp_path: Path) -> Non
     assert worlds[0] == [2, 1], "two workers began the epoch, one finished it"
     for epoch in range(2):
         assert sorted(seen(tmp_path, epoch)) == [(epoch << 40) + patch for patch in range(150)]
+
+
+def test_reads_go_to_another_machine_where_workers_have_taken_this_one(tmp_path: Path) -> None:
+    a_cohort(tmp_path / "cohort")
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    try:
+        cluster.add_node(num_cpus=1, resources={"full": 1})
+        cluster.wait_for_nodes()
+        done = subprocess.run(
+            [sys.executable, "-c", FULL, cluster.address, str(tmp_path / "cohort")],
+            env={**os.environ, "RAY_AUTH_MODE": "disabled"}, capture_output=True, text=True, timeout=120,
+        )  # fmt: skip
+    finally:
+        cluster.shutdown()
+    assert "consumed 20" in done.stdout, done.stderr[-3000:]
 
 
 def wait_for(path: Path, driver: "subprocess.Popen[str]") -> None:

@@ -173,7 +173,8 @@ def _reading_on(node: str | None) -> Iterator[None]:
         warnings.simplefilter("ignore", RayDeprecationWarning)
         usual = context.scheduling_strategy
         if node is not None:
-            context.scheduling_strategy = NodeAffinitySchedulingStrategy(node, soft=True)
+            # soft alone waits for ever where workers have taken all CPUs of the node
+            context.scheduling_strategy = NodeAffinitySchedulingStrategy(node, soft=True, _spill_on_unavailable=True)
         try:
             yield
         finally:
