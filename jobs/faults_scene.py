@@ -24,7 +24,7 @@ SMALL = (
     *("--epochs", "6", "--sampling.patches-per-epoch", "240", "--network.width", "4", "--patch-px", "32", "32"),
     *("--no-baseline", "--crew.pause-steps", "10", "--crew.max-failures", "1000", "--crew.keep", "20"),
 )  # fmt: skip
-PATIENCE = 600  # seconds, of any wait
+PATIENCE = 300  # seconds, of any wait
 
 
 @dataclass(kw_only=True)
@@ -126,8 +126,9 @@ class Training:
         found, partial = {}, 0
         for checkpoint in sorted(fs.glob(f"{path}/checkpoint_*")):
             with tempfile.TemporaryDirectory() as local:
-                fs.get(f"{checkpoint}/", f"{local}/", recursive=True)
                 try:
+                    for file in ("run.json", "weights.safetensors", "state.pt"):
+                        fs.get_file(f"{checkpoint}/{file}", f"{local}/{file}")
                     load_state(Path(local))
                     found[Path(checkpoint).name] = load_model(local).measured["validation_loss"]
                 except (
@@ -158,7 +159,7 @@ def kill_one(kind: str, choose: Callable[[int], int] = lambda number: 0) -> str:
     if not alive:
         return ""
     victim = alive[choose(len(alive))]
-    title = " ".join(victim.cmdline())[:60]
+    title = " ".join(victim.cmdline())[:60].strip()
     victim.send_signal(signal.SIGKILL)
     return title
 

@@ -19,7 +19,7 @@ from rayters.methods import MajorityVote, MeanLabels, Method
 from rayters.networks.backbone import UNet
 from rayters.patches.sampling import Sampling
 from rayters.training.augmentation import Augmentation
-from rayters.training.cluster import Crew, train
+from rayters.training.cluster import Crew, Reporter, train
 from rayters.training.local import local_stream, train_locally
 from rayters.training.loop import fit
 from rayters.training.model import build_net, load_model
@@ -218,6 +218,11 @@ def _kill_one_worker_after_the_first_checkpoint(folder: Path) -> None:
     mine = [p for p in workers if os.getpid() in [parent.pid for parent in p.parents()]]
     assert mine, "there is a worker to kill"
     mine[0].send_signal(signal.SIGKILL)
+
+
+def test_what_is_reported_before_the_first_validation_can_be_read_again_from_json(digits: Cohort) -> None:
+    said = json.dumps(dict(Reporter(SHORT, digits, Team()).measured), allow_nan=False)
+    assert json.loads(said)["validation_loss"] > 1e300, "every loss that is measured is lower"
 
 
 def test_a_finished_run_is_found_and_not_trained_again(digits: Cohort, tmp_path: Path, ray_session: None) -> None:

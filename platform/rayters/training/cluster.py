@@ -5,7 +5,7 @@ Train's own snapshot, by which the same name resumes.
 """
 
 import json
-import math
+import sys
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -230,7 +230,9 @@ class Reporter:
 
     def __init__(self, run: Run, cohort: Cohort, team: Team) -> None:
         self.run, self.cohort, self.team = run, cohort, team
-        self.measured: Mapping[str, float] = {"validation_loss": math.inf}  # the newest, which a pause repeats
+        # the newest, which a pause repeats; before the first epoch a number that every loss beats and that Ray's JSON can hold: infinity
+        # comes back as nothing, and a run whose driver was lost then would not resume
+        self.measured: Mapping[str, float] = {"validation_loss": sys.float_info.max}
 
     def on_step(self, attempt: int, epoch: int, step: int, parts: Mapping[str, Tensor]) -> None:
         """Nothing to tell."""
