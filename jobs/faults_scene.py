@@ -124,7 +124,7 @@ class Training:
         fs, path = fsspec.core.url_to_fs(self.folder)
         fs.invalidate_cache()
         found, partial = {}, 0
-        for checkpoint in sorted(fs.glob(f"{path}/checkpoint_*")):
+        for checkpoint in sorted(each for each in fs.glob(f"{path}/checkpoint_*") if fs.isdir(each)):
             with tempfile.TemporaryDirectory() as local:
                 try:
                     for file in ("run.json", "weights.safetensors", "state.pt"):
@@ -141,12 +141,19 @@ class Training:
         return found, partial
 
 
+AGENTS = (
+    "ray::DashboardAgent",
+    "ray::RuntimeEnvAgent",
+)  # a machine's own: it dies with them, and losing one is a fault of its own
+
+
 def processes(kind: str) -> list[psutil.Process]:
-    """Ray's processes that this one started whose title holds ``kind``, oldest first."""
+    """Ray's processes that this one started whose title holds ``kind``, oldest first; without the agents of machines."""
     found = []
     for process in psutil.Process().children(recursive=True):
         try:
-            if kind in " ".join(process.cmdline()):
+            title = " ".join(process.cmdline())
+            if kind in title and not title.startswith(AGENTS):
                 found.append((process.create_time(), process))
         except psutil.Error:
             continue
