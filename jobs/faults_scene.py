@@ -197,15 +197,20 @@ def small_disk(mebibytes: int) -> Iterator[Path]:
 
 
 def fill(folder: Path) -> Path:
-    """A file that leaves no byte."""
+    """A file that leaves no byte of a small disk.
+
+    Raises:
+        RuntimeError: the disk is none of ours.
+    """
     ballast = folder / "ballast"
-    with ballast.open("wb") as file:
+    with ballast.open("wb", buffering=0) as file:
         try:
-            while True:
+            while file.tell() < 2**30:
                 file.write(bytes(2**16))
-                file.flush()
         except OSError:
             return ballast
+    ballast.unlink()
+    raise RuntimeError(f"{folder} is not the small disk that was mounted there")
 
 
 def shell(command: str) -> None:

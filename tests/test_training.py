@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import ray
 import torch
 
 from casebook import CaseRow, Cohort, Layer, describe_case, write_case, write_cohort
@@ -186,6 +187,14 @@ def test_a_worker_that_reads_for_itself_through_a_cache_learns_the_same(
     on_ray = train(SHORT, digits, storage_path=str(tmp_path), name="own", crew=crew).model.measured
     assert on_ray["validation_loss"] == pytest.approx(alone["validation_loss"], rel=1e-6)
     assert list((tmp_path / "cache").rglob("c/*")), "the cache holds chunks of the cases"
+
+
+def test_workers_that_have_taken_every_cpu_read_for_themselves(
+    digits: Cohort, tmp_path: Path, ray_session: None
+) -> None:
+    everything = Crew(workers=1, cpus_per_worker=ray.cluster_resources()["CPU"])
+    trained = train(SHORT, digits, storage_path=str(tmp_path), name="full", crew=everything)
+    assert trained.model.measured["validation_loss"] > 0
 
 
 def test_sharded_workers_learn_what_whole_ones_learn(digits: Cohort, tmp_path: Path, ray_session: None) -> None:

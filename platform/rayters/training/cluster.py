@@ -32,7 +32,7 @@ from rayters.training.model import Model, load_model, load_state, save_model, sa
 from rayters.training.observers import Everyone, TensorBoard
 from rayters.training.progress import MeterObserver, progress_bar
 from rayters.training.run import Run, from_json, resolve, task_of, to_json
-from rayters.training.stream import StreamConfig, open_stream, stream_batches
+from rayters.training.stream import CPUS_PER_READ, StreamConfig, open_stream, stream_batches
 from rayters.training.team import Team
 from rayters.training.tracking import Tracker, refuse_absent, trackers
 
@@ -188,7 +188,7 @@ def _restore(run: Run) -> dict[str, Any] | None:
 def _worker_stream(run: Run, cohort: Cohort, team: Team, crew: Crew) -> Stream:
     request, shard = run.request(cohort.annotators), ray.train.get_dataset_shard("train")
     plan = plan_epoch(cohort.split("train"), request, run.sampling, seed=run.seed, epoch=0)
-    share, threads = run.batch_size // team.size, crew.read_threads
+    share, threads = run.batch_size // team.size, _read_threads(crew, team)
 
     def training(at: Position) -> Iterable[Arrays]:
         return stream_batches(
@@ -212,6 +212,12 @@ def _worker_stream(run: Run, cohort: Cohort, team: Team, crew: Crew) -> Stream:
 
     steps = Share(plan=plan, rank=team.rank, world=team.size, batch_size=share).num_batches
     return Stream(steps=steps, train=training, validation=validation)
+
+
+def _read_threads(crew: Crew, team: Team) -> int:
+    """Of this worker. Where the workers have taken every CPU, tasks would wait for ever to read, so each worker reads for itself."""
+    left = ray.cluster_resources().get("CPU", 0.0) - team.size * crew.cpus_per_worker  # type: ignore[no-untyped-call]
+    return crew.read_threads or (0 if left >= CPUS_PER_READ else 2)
 
 
 def _observer(run: Run, cohort: Cohort, stream: Stream, team: Team, config: Mapping[str, Any]) -> Observer:

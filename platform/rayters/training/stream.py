@@ -49,6 +49,7 @@ from rayters.patches.share import Share
 from rayters.patches.view import Request
 
 BOARD = "rayters-stream-board"
+CPUS_PER_READ = 0.5
 PLACE = "rayters.stream"  # key of a Dataset's context under which its Place lies
 
 
@@ -70,7 +71,7 @@ class Place:
     stream: str
     rank: int = 0
     world: int = 1
-    cpus_per_read: float = 0.5
+    cpus_per_read: float = CPUS_PER_READ
     locality: Literal["node", "spread"] = "node"
 
 
@@ -129,7 +130,7 @@ def open_stream(
     sampling: Sampling,
     *,
     seed: int,
-    cpus_per_read: float = 0.5,
+    cpus_per_read: float = CPUS_PER_READ,
     locality: Literal["node", "spread"] = "node",
     cache: Cache | None = None,
 ) -> Dataset:
