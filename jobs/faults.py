@@ -14,7 +14,6 @@ import os
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
 
-import json
 import subprocess
 import sys
 import tempfile
@@ -213,23 +212,26 @@ def _lost_store(calm: Calm, job: Job) -> Outcome:
 
 def search_outcome(folder: Path, cohort: str) -> Outcome:
     """A search killed three times, and one that was left alone: the same ranking, or an error."""
-    whole, calm_seconds, _ = _searched(folder, cohort, "whole", kills=0)
-    killed, seconds, results = _searched(folder, cohort, "killed", kills=3)
-    if [row["row"] for row in killed] != [row["row"] for row in whole]:
+    whole, calm_seconds = _searched(folder, cohort, "whole", kills=0)
+    killed, seconds = _searched(folder, cohort, "killed", kills=3)
+    if killed != whole:
         raise RuntimeError(f"the rankings differ: {killed} and {whole}")
+    best = [float(ranking[0][1].split()[0]) for ranking in (killed, whole)]
     return Outcome(
         fault="a search killed three times, --resume each time", happened=f"the same ranking of {len(whole)} candidates",
-        loss=killed[0]["value"], undisturbed=whole[0]["value"], seconds=seconds, calm_seconds=calm_seconds,
-        checkpoints=results,
+        loss=1 - best[0], undisturbed=1 - best[1], seconds=seconds, calm_seconds=calm_seconds, checkpoints=0,
     )  # fmt: skip
 
 
-def _searched(folder: Path, cohort: str, name: str, *, kills: int) -> tuple[list[dict[str, float]], float, int]:
-    """The leaderboard's rows, the seconds, and the number of results on disk."""
-    rows, results = folder / f"{name}.json", folder / "search" / name / "trials"
+Ranking = list[list[str]]
+
+
+def _searched(folder: Path, cohort: str, name: str, *, kills: int) -> tuple[Ranking, float]:
+    """The ranking, and the seconds; killed each time that two more trainings were measured."""
+    results = folder / "search" / name / "trials"
     command = [
         *(sys.executable, str(scene.JOBS / "tune.py"), "--cohort", cohort, "--storage", str(folder / "search")),
-        *("--name", name, "--trials", "4", "--at-once", "2", "--seeds-per-candidate", "2", "--json", str(rows)),
+        *("--name", name, "--trials", "4", "--at-once", "2", "--seeds-per-candidate", "2"),
         *("--epochs", "2", "--network.width", "4", "--patch-px", "32", "32", "--max-cpus", "2"),
     ]
     began = time.monotonic()
@@ -243,7 +245,14 @@ def _searched(folder: Path, cohort: str, name: str, *, kills: int) -> tuple[list
         process.wait()
     if process.returncode:
         raise RuntimeError(f"the search '{name}' ended with {process.returncode}")
-    return json.loads(rows.read_text()), time.monotonic() - began, len(list(results.glob("*.json")))
+    return _ranking(folder / "search" / name / "leaderboard.md"), time.monotonic() - began
+
+
+def _ranking(leaderboard: Path) -> Ranking:
+    """Of each candidate: its name, its Dice on validation and on the test split, what it is; not how long it took."""
+    head, *lines = [line.split("|") for line in leaderboard.read_text().split("##")[0].splitlines() if line[:1] == "|"]
+    kept = [number for number, name in enumerate(head) if name.strip() and not name.strip().startswith("s per")]
+    return [[line[number].strip() for number in kept] for line in lines[1:]]
 
 
 def _table(outcomes: list[Outcome]) -> str:

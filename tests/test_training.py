@@ -26,6 +26,7 @@ from rayters.training.loop import fit
 from rayters.training.model import build_net, load_model
 from rayters.training.observers import Everyone
 from rayters.training.run import Run, from_json, resolve, task_of, to_json
+from rayters.training.salvage import LIST, salvage
 from rayters.training.schedule import Schedule, learning_rate
 from rayters.training.team import Team
 from rayters.training.validation import validate
@@ -238,6 +239,19 @@ def test_a_finished_run_is_found_and_not_trained_again(digits: Cohort, tmp_path:
     first = train(SHORT, digits, storage_path=str(tmp_path), name="again", crew=Crew(workers=1))
     second = train(SHORT, digits, storage_path=str(tmp_path), name="again", crew=Crew(workers=1))
     assert second.folder == first.folder
+
+
+def test_a_run_whose_list_of_checkpoints_was_cut_off_by_a_full_disk_is_found_again(
+    digits: Cohort, tmp_path: Path, ray_session: None
+) -> None:
+    first = train(SHORT, digits, storage_path=str(tmp_path), name="cut", crew=Crew(workers=1))
+    (tmp_path / "cut" / LIST).write_bytes(b"")
+    newest = max((tmp_path / "cut").glob("checkpoint_2*"))
+    (tmp_path / "cut" / f"{newest.name}9").mkdir()  # of the upload that found the disk full
+    (tmp_path / "cut" / f"{newest.name}9" / "run.json").write_bytes(b"{")
+    again = train(SHORT, digits, storage_path=str(tmp_path), name="cut", crew=Crew(workers=1))
+    assert again.folder == first.folder == str(newest)
+    assert salvage(str(tmp_path / "never begun")) is None
 
 
 def test_a_run_survives_json() -> None:

@@ -32,6 +32,7 @@ from rayters.training.model import Model, load_model, load_state, save_model, sa
 from rayters.training.observers import Everyone, TensorBoard
 from rayters.training.progress import MeterObserver, progress_bar
 from rayters.training.run import Run, from_json, resolve, task_of, to_json
+from rayters.training.salvage import salvage
 from rayters.training.stream import CPUS_PER_READ, StreamConfig, open_stream, stream_batches
 from rayters.training.team import Team
 from rayters.training.tracking import Tracker, refuse_absent, trackers
@@ -99,27 +100,22 @@ def train(
             raise ValueError(
                 f"batch_size={run.batch_size} cannot be shared evenly by {workers} workers: use a multiple"
             )
+    salvaged = salvage(f"{storage_path}/{name}")
     with progress_bar(f"{type(run.method).__name__:20}") as meter:
-        result = _trainer(run, cohort, meter, storage_path=storage_path, name=name, crew=crew, track=track).fit()
-    if result.error or result.checkpoint is None:
+        config = {"name": name, "folder": f"{storage_path}/{name}", "salvaged": salvaged, "meter": meter}
+        config |= {"run": json.dumps(to_json(run)), "cohort": cohort.url, "crew": crew, "track": tuple(track)}
+        result = _trainer(run, cohort, config, storage_path=storage_path, name=name, crew=crew).fit()
+    checkpoint = result.checkpoint or (Checkpoint(salvaged) if salvaged else None)
+    if result.error or checkpoint is None:
         raise RuntimeError(f"run '{name}' ended without a model: {result.error}") from result.error
     scheme = storage_path.split("://")[0] + "://" if "://" in storage_path else ""
-    with result.checkpoint.as_directory() as folder:
-        return Trained(folder=scheme + result.checkpoint.path, model=load_model(folder))
+    with checkpoint.as_directory() as folder:
+        return Trained(folder=scheme + checkpoint.path, model=load_model(folder))
 
 
 def _trainer(
-    run: Run, cohort: Cohort, meter: Any, *, storage_path: str, name: str, crew: Crew, track: Sequence[Tracker]
+    run: Run, cohort: Cohort, config: dict[str, Any], *, storage_path: str, name: str, crew: Crew
 ) -> TorchTrainer:
-    config = {
-        "run": json.dumps(to_json(run)),
-        "cohort": cohort.url,
-        "folder": f"{storage_path}/{name}",
-        "name": name,
-        "meter": meter,
-        "crew": crew,
-        "track": tuple(track),
-    }
     request = run.request(cohort.annotators)
     stream = open_stream(cohort.split("train"), request, run.sampling, seed=run.seed, cache=crew.cache)
     return TorchTrainer(
@@ -148,7 +144,7 @@ def _work(config: Mapping[str, Any]) -> None:
     run: Run = from_json(json.loads(config["run"]))
     cohort = open_cohort(config["cohort"])
     team = _team(config["crew"])
-    state = _restore(run)
+    state = _restore(run, config["salvaged"])
     if state and is_finished(state):
         return
     stream = _worker_stream(run, cohort, team, config["crew"])
@@ -172,9 +168,9 @@ def _shard(net: nn.Module) -> nn.Module:
     return net
 
 
-def _restore(run: Run) -> dict[str, Any] | None:
-    """The state of the newest checkpoint, if this run has one."""
-    checkpoint = ray.train.get_checkpoint()
+def _restore(run: Run, salvaged: str | None) -> dict[str, Any] | None:
+    """The state of the newest checkpoint, if this run has one: of those that Ray knows, or the one that was salvaged."""
+    checkpoint = ray.train.get_checkpoint() or (Checkpoint(salvaged) if salvaged else None)
     if checkpoint is None:
         return None
     with checkpoint.as_directory() as folder:
