@@ -20,9 +20,10 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(autouse=True)
-def _a_folder_will_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    """MLflow would rather have a server or a database."""
+def _a_folder_will_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """MLflow would rather have a server or a database, and makes one where it stands."""
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture(scope="module")

@@ -91,10 +91,7 @@ def decode(data: bytes, claim: Claim) -> Opened:
     Raises:
         RefusedError: 422 when the file is damaged.
     """
-    if claim.suffix in (
-        ".png",
-        ".jpg",
-    ):  # what most send, and one by one: a folder for each would take as long as decoding it
+    if claim.suffix in (".png", ".jpg"):  # what most send; a folder for each would take as long as decoding it
         with _telling(), reading():
             return open_picture(io.BytesIO(data))
     with tempfile.TemporaryDirectory(prefix="rayters-upload-") as folder, _telling():

@@ -49,9 +49,7 @@ class Crew:
     sharding: Literal["ddp", "fsdp"] = "ddp"  # every worker holds the whole net, or a part of it (FSDP2)
     max_failures: int = 3  # lost workers that are replaced before the run gives up
     pause_steps: int = 0  # a checkpoint every so many steps within an epoch, for epochs of hours; 0: after every epoch
-    read_threads: int = (
-        0  # 0: tasks anywhere in the cluster read; more: each worker in so many threads, faster where it has idle cores
-    )
+    read_threads: int = 0  # 0: tasks anywhere in the cluster read; more: each worker, in so many threads
     cache_folder: str = ""  # on every worker's local disk, for an object store slower than it; (): no cache
     cache_gib: float = 20  # most that is kept in cache_folder, on each machine
     keep: int = 2  # checkpoints with the lowest validation loss; the newest is always kept
