@@ -28,7 +28,7 @@ import faults_scene as scene
 from rayters.annotators.demo import demo_cohort
 from rayters.reports.rows import Row, table, write_rows
 
-ELASTIC = ("--crew.workers", "2", "--crew.fewest", "1")
+ELASTIC = ("--crew.workers", "2", "--crew.fewest", "1", "--crew.cpus-per-worker", "0.75")  # one fits on a machine
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -209,9 +209,11 @@ def _worker_stream(run: Run, cohort: Cohort, team: Team, crew: Crew) -> Stream:
 
 
 def _read_threads(crew: Crew, team: Team) -> int:
-    """Of this worker. Where the workers have taken every CPU, tasks would wait for ever to read, so each worker reads for itself."""
-    left = ray.cluster_resources().get("CPU", 0.0) - team.size * crew.cpus_per_worker  # type: ignore[no-untyped-call]
-    return crew.read_threads or (0 if left >= CPUS_PER_READ else 2)
+    """Of this worker. Where the workers may have taken so much of every machine that no read fits beside them, tasks would wait for
+    ever, so each worker reads for itself; the batches are the same."""
+    machines = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]  # type: ignore[no-untyped-call]
+    left = sum(node["Resources"]["CPU"] for node in machines) - team.size * crew.cpus_per_worker
+    return crew.read_threads or (0 if left >= CPUS_PER_READ * len(machines) else 2)
 
 
 def _observer(run: Run, cohort: Cohort, stream: Stream, team: Team, config: Mapping[str, Any]) -> Observer:
