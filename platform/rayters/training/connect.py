@@ -16,6 +16,8 @@ def connected(*, cpus: int | None = None, dashboard: bool = False) -> Iterator[N
     with at least four logical CPUs, since on two the readers and two workers at half a CPU would wait for each other for ever.
     """
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    # Arrow's uploads end in a checksum that older stores beside AWS refuse (411)
+    os.environ.setdefault("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
     if os.environ.get("RAY_ADDRESS"):
         ray.init(log_to_driver=False)
     else:
