@@ -23,6 +23,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import fsspec
 import tyro
 
 import faults_scene as scene
@@ -92,7 +93,7 @@ def _faults(job: Job, folder: Path, cohort: str) -> dict[str, Callable[[], Outco
         ),
         "search": lambda: search_outcome(folder, cohort),
     }
-    if Path("/proc/self/status").read_text().split("CapEff:")[1].split()[0].lstrip("0").startswith(("1f", "3f")):
+    if scene.can_mount():
         faults["disk"] = lambda: _full_disk(calm)
     if job.store and job.stop_store and job.start_store:
         faults["store"] = lambda: _lost_store(calm, job)
@@ -140,10 +141,13 @@ def _hurt(calm: Calm, fault: str, storage: str, hit: Hit, crew: tuple[str, ...] 
         )
         training.more = crew or training.more
         began = time.monotonic()
-        training.start()
-        training.wait_for_checkpoint()
-        happened = hit(cluster, training)
-        training.finish()
+        try:
+            training.start()
+            training.wait_for_checkpoint()
+            happened = hit(cluster, training)
+            training.finish()
+        finally:
+            training.kill()
         seconds, (losses, partial) = time.monotonic() - began, training.losses()
     again = f"; the command was given {training.starts} times" if training.starts > 1 else ""
     again += f"; {partial} uploads cut off, which nothing refers to" if partial else ""
@@ -195,8 +199,6 @@ def _full_disk(calm: Calm) -> Outcome:
 
 def _lost_store(calm: Calm, job: Job) -> Outcome:
     """Cohort and checkpoints lie in a store whose server dies, and is back after 20 s."""
-    import fsspec
-
     cohort = f"{job.store}/cohort"
     fs, path = fsspec.core.url_to_fs(cohort)
     fs.makedirs(path.split("/")[0], exist_ok=True)

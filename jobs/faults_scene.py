@@ -91,10 +91,10 @@ class Training:
         return self.process is not None and self.process.poll() is None
 
     def kill(self) -> None:
-        """SIGKILL to the driver."""
-        assert self.process is not None
-        self.process.kill()
-        self.process.wait()
+        """SIGKILL to the driver, if it runs."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
 
     def checkpoints(self) -> list[str]:
         """Those that are whole: a model appears with its run.json."""
@@ -183,11 +183,22 @@ def kill_at_random(training: Training, number: int, seed: int) -> list[str]:
 def small_disk(mebibytes: int) -> Iterator[Path]:
     """A file system of its own that can be filled; needs the right to mount."""
     folder = Path(tempfile.mkdtemp(prefix="rayters-disk-"))
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={mebibytes}m", "tmpfs", str(folder)], check=True)
+    subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={mebibytes}m", "tmpfs", str(folder)], check=True, capture_output=True
+    )
     try:
         yield folder
     finally:
         subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def can_mount() -> bool:
+    """Whether this machine lets us have a small disk."""
+    try:
+        with small_disk(1):
+            return True
+    except (OSError, subprocess.CalledProcessError):
+        return False
 
 
 def fill(folder: Path) -> Path:

@@ -20,7 +20,7 @@ from rayters.methods import MajorityVote, MeanLabels, Method
 from rayters.networks.backbone import UNet
 from rayters.patches.sampling import Sampling
 from rayters.training.augmentation import Augmentation
-from rayters.training.cluster import Crew, Reporter, train
+from rayters.training.cluster import Crew, Reporter, Trained, train
 from rayters.training.local import local_stream, train_locally
 from rayters.training.loop import fit
 from rayters.training.model import build_net, load_model
@@ -180,22 +180,14 @@ def test_one_worker_on_ray_gives_the_loss_of_the_loop_alone(digits: Cohort, tmp_
     assert on_ray["validation_loss"] == pytest.approx(alone["validation_loss"], rel=1e-6)
 
 
-def test_a_worker_that_reads_for_itself_through_a_cache_learns_the_same(
+def test_a_worker_that_has_taken_every_cpu_reads_for_itself_through_a_cache_and_learns_the_same(
     digits: Cohort, tmp_path: Path, ray_session: None
 ) -> None:
     alone = train_locally(SHORT, digits, tmp_path / "alone").measured
-    crew = Crew(workers=1, read_threads=2, cache_folder=str(tmp_path / "cache"))
+    crew = Crew(workers=1, cpus_per_worker=ray.cluster_resources()["CPU"], cache_folder=str(tmp_path / "cache"))
     on_ray = train(SHORT, digits, storage_path=str(tmp_path), name="own", crew=crew).model.measured
     assert on_ray["validation_loss"] == pytest.approx(alone["validation_loss"], rel=1e-6)
     assert list((tmp_path / "cache").rglob("c/*")), "the cache holds chunks of the cases"
-
-
-def test_workers_that_have_taken_every_cpu_read_for_themselves(
-    digits: Cohort, tmp_path: Path, ray_session: None
-) -> None:
-    everything = Crew(workers=1, cpus_per_worker=ray.cluster_resources()["CPU"])
-    trained = train(SHORT, digits, storage_path=str(tmp_path), name="full", crew=everything)
-    assert trained.model.measured["validation_loss"] > 0
 
 
 def test_sharded_workers_learn_what_whole_ones_learn(digits: Cohort, tmp_path: Path, ray_session: None) -> None:
@@ -235,22 +227,19 @@ def test_what_is_reported_before_the_first_validation_can_be_read_again_from_jso
     assert json.loads(said)["validation_loss"] > 1e300, "every loss that is measured is lower"
 
 
-def test_a_finished_run_is_found_and_not_trained_again(digits: Cohort, tmp_path: Path, ray_session: None) -> None:
-    first = train(SHORT, digits, storage_path=str(tmp_path), name="again", crew=Crew(workers=1))
-    second = train(SHORT, digits, storage_path=str(tmp_path), name="again", crew=Crew(workers=1))
-    assert second.folder == first.folder
-
-
-def test_a_run_whose_list_of_checkpoints_was_cut_off_by_a_full_disk_is_found_again(
+def test_a_finished_run_is_found_and_not_trained_again_even_if_a_full_disk_cut_off_its_list_of_checkpoints(
     digits: Cohort, tmp_path: Path, ray_session: None
 ) -> None:
-    first = train(SHORT, digits, storage_path=str(tmp_path), name="cut", crew=Crew(workers=1))
-    (tmp_path / "cut" / LIST).write_bytes(b"")
-    newest = max((tmp_path / "cut").glob("checkpoint_2*"))
-    (tmp_path / "cut" / f"{newest.name}9").mkdir()  # of the upload that found the disk full
-    (tmp_path / "cut" / f"{newest.name}9" / "run.json").write_bytes(b"{")
-    again = train(SHORT, digits, storage_path=str(tmp_path), name="cut", crew=Crew(workers=1))
-    assert again.folder == first.folder == str(newest)
+    def trained() -> Trained:
+        return train(SHORT, digits, storage_path=str(tmp_path), name="again", crew=Crew(workers=1))
+
+    first, second = trained(), trained()
+    newest = max((tmp_path / "again").glob("checkpoint_2*"))
+    assert second.folder == first.folder == str(newest)
+    (tmp_path / "again" / LIST).write_bytes(b"")
+    (tmp_path / "again" / f"{newest.name}9").mkdir()  # of the upload that found the disk full
+    (tmp_path / "again" / f"{newest.name}9" / "run.json").write_bytes(b"{")
+    assert trained().folder == first.folder
     assert salvage(str(tmp_path / "never begun")) is None
 
 
