@@ -37,9 +37,8 @@ ELASTIC = ("--crew.workers", "2", "--crew.fewest", "1", "--crew.cpus-per-worker"
 class Job:
     """Faults, one after the other."""
 
-    only: tuple[
-        str, ...
-    ] = ()  # of worker, driver, machine, elastic, kills, disk, store, search; none: all that can be had
+    only: tuple[str, ...] = ()
+    """of worker, driver, machine, elastic, kills, disk, store, search; none: all that can be had"""
     kills: int = 20  # random ones, in one training
     seed: int = 0  # of the random kills
     store: str = ""  # s3://bucket/prefix, with the AWS_* variables set
