@@ -16,7 +16,7 @@ from pathlib import Path
 import fsspec
 import psutil
 
-from rayters.training.model import load_model, load_state
+from rayters.training.salvage import checkpoints, whole_model
 
 JOBS = Path(__file__).parent
 SMALL = (
@@ -119,20 +119,10 @@ class Training:
             self.start()
 
     def losses(self) -> tuple[dict[str, float], int]:
-        """Validation loss of every checkpoint that loads whole, by its name; and how many do not."""
-        fs, path = fsspec.core.url_to_fs(self.folder)
-        fs.invalidate_cache()
-        found, partial = {}, 0
-        for checkpoint in sorted(each for each in fs.glob(f"{path}/checkpoint_*") if fs.isdir(each)):
-            with tempfile.TemporaryDirectory() as local:
-                try:
-                    for file in ("run.json", "weights.safetensors", "state.pt"):
-                        fs.get_file(f"{checkpoint}/{file}", f"{local}/{file}")
-                    load_state(Path(local))
-                    found[Path(checkpoint).name] = load_model(local).measured["validation_loss"]
-                except Exception:  # whatever a library makes of an upload that was cut off; nobody refers to it
-                    partial += 1
-        return found, partial
+        """Validation loss of every checkpoint that loads whole, by its URL; and how many do not."""
+        models = {url: whole_model(url) for url in checkpoints(self.folder)}
+        found = {url: model.measured["validation_loss"] for url, model in models.items() if model}
+        return found, len(models) - len(found)
 
 
 AGENTS = (

@@ -15,6 +15,7 @@ import ray
 import torch
 
 from casebook import CaseRow, Cohort, Layer, describe_case, write_case, write_cohort
+from casebook.errors import StoreError
 from rayters.annotators.digits import digit_sheets
 from rayters.methods import MajorityVote, MeanLabels, Method
 from rayters.networks.backbone import UNet
@@ -241,6 +242,13 @@ def test_a_finished_run_is_found_and_not_trained_again_even_if_a_full_disk_cut_o
     (tmp_path / "again" / f"{newest.name}9" / "run.json").write_bytes(b"{")
     assert trained().folder == first.folder
     assert salvage(str(tmp_path / "never begun")) is None
+
+
+def test_a_list_that_cannot_be_read_just_now_is_not_taken_for_lost(tmp_path: Path) -> None:
+    (tmp_path / "run" / LIST).mkdir(parents=True)  # no answer, rather than a bad one
+    with pytest.raises(StoreError):
+        salvage(str(tmp_path / "run"))
+    assert (tmp_path / "run" / LIST).exists()
 
 
 def test_a_run_survives_json() -> None:
