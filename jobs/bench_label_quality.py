@@ -48,6 +48,7 @@ class Bench:
         None  # where cohorts and nets are kept; the same goes on where it was stopped. None: a temporary one
     )
     folds: int = 4
+    only: tuple[int, ...] = ()  # folds that are judged; none: all
     epochs: int = 12
     patches: int = 320  # per epoch
     quick: bool = False
@@ -74,7 +75,7 @@ def main(bench: Bench) -> None:
     with (bench.source / "images.csv").open() as file:
         images = [line for line in csv.DictReader(file) if (bench.source / line["folder"]).is_dir()]
     judged: list[Judged] = []
-    for fold in tqdm(range(folds), desc="fold"):
+    for fold in tqdm(bench.only or range(folds), desc="fold"):
         judged += _fold(bench.source, images, root / f"{folds}-{epochs}-{patches}", fold, folds, epochs, patches)
     rows = table(judged)
     print(f"\n{rows_table(rows)}")

@@ -57,6 +57,9 @@ class Job:
     side: int = 256  # pixels of a request's picture
     replicas: int = 2  # that hold the model, one CPU thread each; as many uvicorn workers
     port: int = 18600
+    store: str | None = (
+        None  # an s3:// folder to write a cohort to: regions are then also served from there, through the cache
+    )
     json: str | None = None  # write the table's rows to this file
 
 
@@ -81,25 +84,28 @@ def _rows(folder: Path, job: Job, cards: list[Card], picture: NDArray[np.uint8])
         _bare(folder, job, picture) as bare,
         _plain(folder, job, plain_url),
         httpx.Client(base_url=plain_url, timeout=60) as session,
-        _served(folder, job, _cohort(folder, picture)) as (process, client),
+        _served(folder, job, _cohorts(folder, job, picture)) as (process, client),
     ):
         asks: dict[str, Callable[[], object]] = {
             "alone": lambda: bare(1, 1),
             "plain": lambda: session.post("/predict", content=data).raise_for_status(),
-            "served": lambda: client.predict("bench", data),
-            "regions": lambda: client.region("bench", "cohort/a", origin_px0=(256, 256), size_px0=(job.side, job.side)),
+            "served": lambda: client.session.post("/v1/predict/bench", content=data).raise_for_status(),
+            "regions": lambda: _region(client, "cohort/a", job),
         }
+        if job.store:
+            asks["store"] = lambda: _region(client, "stored/a", job)
+        first = _milliseconds(asks["store"]) if job.store else None
         rates: dict[str, list[float]] = {side: [] for side in ("bare", "plain", "served", "regions")}
         for _ in tqdm(range(2 if job.quick else 5), desc="rounds", disable=None):
             rates["bare"].append(bare(job.replicas, 40 if job.quick else 120))
             for side in ("plain", "served", "regions"):
                 rates[side].append(_throughput(asks[side], job, 0.25 if side == "regions" else 1.0))
         medians = {side: float(np.median(each)) for side, each in rates.items()}
-        return _table(medians, _latencies(asks, job)) + _chaos(folder, job, client, process, cards, picture)
+        return _table(medians, _latencies(asks, job), first) + _chaos(folder, job, client, process, cards, picture)
 
 
-def _table(rate: dict[str, float], ms: dict[str, float]) -> list[Row]:
-    return [
+def _table(rate: dict[str, float], ms: dict[str, float], first: float | None) -> list[Row]:
+    rows = [
         Row(
             row="plain FastAPI + uvicorn / bare model, throughput at 16 clients",
             value=rate["plain"],
@@ -135,6 +141,18 @@ def _table(rate: dict[str, float], ms: dict[str, float]) -> list[Row]:
         ),
         Row(row="regions of a case, p50 at 1 client", value=ms["regions"], unit="ms"),
     ]
+    if first is not None:
+        name = "regions of a case on an object store"
+        rows += [
+            Row(
+                row=f"{name}, warm cache / on disk, p50 at 1 client",
+                value=ms["store"],
+                reference=ms["regions"],
+                unit="ms",
+            ),
+            Row(row=f"{name}, the first / on disk", value=first, reference=ms["regions"], unit="ms"),
+        ]
+    return rows
 
 
 def _publish(folder: Path, seed: int) -> Card:
@@ -234,11 +252,12 @@ def _plain(folder: Path, job: Job, url: str) -> Iterator[None]:
 
 
 @contextmanager
-def _served(folder: Path, job: Job, cohort: str) -> Iterator[tuple[subprocess.Popen[bytes], Client]]:
+def _served(folder: Path, job: Job, cohorts: list[str]) -> Iterator[tuple[subprocess.Popen[bytes], Client]]:
     url = f"http://127.0.0.1:{job.port}"
     token = issue(str(folder / "tokens.json"), scope="admin", days=1)
     sizes = ["--fewest", str(job.replicas), "--most", str(job.replicas), "--cpus", "0.5", "--requests-per-second", "0"]
-    places = ["--models", "models", "--storage", "serving", "--tokens", "tokens.json", "--cohort", cohort]
+    places = ["--models", "models", "--storage", "serving", "--tokens", "tokens.json", "--cohort", *cohorts]
+    places += ["--cache-folder", str(folder / "cache")]
     command = [sys.executable, str(ROOT / "jobs/serve.py"), "--port", str(job.port), *places, *sizes]
     with _running(command, folder, lambda: _answers(url)) as process:
         yield process, Client(url, token)
@@ -250,11 +269,20 @@ def _latencies(asks: dict[str, Callable[[], object]], job: Job) -> dict[str, flo
     for _ in range(3 if job.quick else 10):
         for side, ask in asks.items():
             for number in range(12):
-                begun = time.perf_counter()
-                ask()
+                taken = _milliseconds(ask)
                 if number >= 2:
-                    times[side].append(1e3 * (time.perf_counter() - begun))
+                    times[side].append(taken)
     return {side: float(np.median(each)) for side, each in times.items()}
+
+
+def _milliseconds(ask: Callable[[], object]) -> float:
+    begun = time.perf_counter()
+    ask()
+    return 1e3 * (time.perf_counter() - begun)
+
+
+def _region(client: Client, case: str, job: Job) -> object:
+    return client.region("bench", case, origin_px0=(256, 256), size_px0=(job.side, job.side))
 
 
 def _throughput(ask: Callable[[], object], job: Job, share: float) -> float:
@@ -267,14 +295,20 @@ def _throughput(ask: Callable[[], object], job: Job, share: float) -> float:
         return total / (time.perf_counter() - begun)
 
 
-def _cohort(folder: Path, picture: NDArray[np.uint8]) -> str:
+def _cohorts(folder: Path, job: Job, picture: NDArray[np.uint8]) -> list[str]:
+    """One on the disk, and the same one in the object store where there is one."""
+    urls = [str(folder / "cohort"), *([f"{job.store.rstrip('/')}/stored"] if job.store else [])]
+    return [_cohort(url, picture) for url in urls]
+
+
+def _cohort(url: str, picture: NDArray[np.uint8]) -> str:
     big = np.tile(picture, (2048 // len(picture) + 1,) * 2)[:2048, :2048]
     layers = {Layer(id="a"): (big > 110).astype(np.uint8)}
     case = write_case(
-        folder / "cohort/a.ome.zarr", big[None], spacing_um=(0.5, 0.5), classes=("background", "cell"), layers=layers
+        f"{url}/a.ome.zarr", big[None], spacing_um=(0.5, 0.5), classes=("background", "cell"), layers=layers
     )
-    write_cohort(folder / "cohort", [describe_case(case, split="test", group="a")], name="bench", classes=case.classes)
-    return str(folder / "cohort")
+    write_cohort(url, [describe_case(case, split="test", group="a")], name="bench", classes=case.classes)
+    return url
 
 
 def _chaos(

@@ -1,364 +1,85 @@
 """Run the rows of a paper's table again, and put the paper's figure beside ours.
 
-    python jobs/reproduce.py mnist                      Zhang et al. 2020 on MNIST; some hours on two cores, minutes on a cluster
+    python jobs/reproduce.py mnist                      Zhang et al. 2020, whom to believe; some hours on two cores, minutes on a cluster
     python jobs/reproduce.py mnist --quick              the same rows on 300 digits, to see that all is well
     python jobs/reproduce.py mnist --only ours paper    some rows; results already measured are re-used, so a killed job goes on
+    python jobs/reproduce.py foveation                  Jin et al. 2020, what to look at, where fine and coarse texture decide by turns
 
-Five annotators are simulated on real digits (good, over, under, wrong, blank); the network sees the digit through heavy noise and never a
-clean label. *dense*: all five draw every digit; *one*: each digit has one annotator, at random. Dice is the mean over test digits.
+Trials run on the Ray cluster that is found, or on this machine. Every row is the mean over seeds, with its spread.
 """
 
-import gzip
 import importlib.metadata
 import json
 import platform
-import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+import sys
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any
 
-import numpy as np
-import torch
 import tyro
 
-from casebook import IGNORE
-from rayters.annotators.simulate import FIVE, draw_all
-from rayters.annotators.staple import spatial_staple
-from rayters.methods import (
-    AnnotatorConfusion,
-    DawidSkene,
-    KnownConfusion,
-    MajorityVote,
-    MeanLabels,
-    Method,
-    OneAnnotator,
-    Staple,
-)
-from rayters.methods.annotator_confusion import AS_PUBLISHED
-from rayters.metrics.confusion_error import confusion_rmse, count_confusion, sum_estimate
-from rayters.metrics.overlap import dice_per_image
-from rayters.networks.backbone import UNet
-from rayters.networks.task import Task
-from rayters.reports.rows import Row, rows_table, table, write_rows
+from rayters.reports.rows import rows_table, table, write_rows
 from rayters.training.connect import connected
-from rayters.training.loop import Epoch, Stream, fit
-from rayters.training.run import Run
-from rayters.training.step import to_device
-from rayters.training.team import Team
-from rayters.tuning.sweep import Report, run_trials
+from rayters.tuning.sweep import run_trials
+from reproduce_foveation import Foveation
+from reproduce_mnist import Mnist
+from reproduce_study import Study
 
-MNIST = "../shared/data/mnist-annotators/t10k-images-idx3-ubyte.gz"
-NOISE = 0.5  # standard deviation of the Gaussian on an intensity in [0, 1]; the clean ceiling is then about .92
-SIDE_PX = 28
-Setting = Literal["dense", "one"]
+COLUMNS = {"dice": "Dice", "sd": "sd", "worst": "worst", "of_ceiling": "/ ceiling", "of_best_fixed": "/ best fixed", "paper": "paper",
+           "rmse": "RMSE", "paper_rmse": "paper's RMSE", "views": "views", "seconds": "s"}  # fmt: skip
+Command = Annotated[Mnist, tyro.conf.subcommand("mnist")] | Annotated[Foveation, tyro.conf.subcommand("foveation")]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Entry:
-    """One row of the table: a method, how its labels are prepared, and the paper's Dice and confusion error in per cent and RMSE."""
-
-    title: str
-    method: Method
-    labels: Literal["annotators", "clean", "spatial_staple"] = "annotators"
-    dense: tuple[float, float | None] | None = None
-    one: tuple[float, float | None] | None = None
-
-
-OURS = AnnotatorConfusion()
-TABLE: Mapping[str, Entry] = {
-    "ceiling": Entry(title="clean labels (ceiling)", method=MajorityVote(dice=0), labels="clean"),
-    "ours": Entry(title="ours", method=OURS, dense=(82.92, 0.0893), one=(76.48, 0.1329)),
-    "ours_no_trace": Entry(
-        title="ours, trace weight 0", method=replace(OURS, trace_weight=0.0), dense=(79.63, 0.1125), one=(74.48, 0.1538)
-    ),
-    "vote_anchor": Entry(title="ours, held to the plain vote", method=replace(OURS, anchor="vote")),
-    "paper": Entry(title="as published, trace .1", method=AS_PUBLISHED, dense=(82.92, 0.0893), one=(76.48, 0.1329)),
-    "paper_no_trace": Entry(
-        title="as published, no trace",
-        method=replace(AS_PUBLISHED, trace_weight=0.0),
-        dense=(79.63, 0.1125),
-        one=(74.48, 0.1538),
-    ),
-    "shared": Entry(title="shared-truth likelihood, as published", method=replace(AS_PUBLISHED, likelihood="shared")),
-    "ours_shared": Entry(title="ours, shared-truth likelihood", method=replace(OURS, likelihood="shared")),
-    "global": Entry(title="global confusions", method=replace(AS_PUBLISHED, level="global"), dense=(79.21, None)),
-    "mode": Entry(title="majority vote (mode)", method=MajorityVote(dice=0), dense=(62.89, None), one=(32.79, None)),
-    "mean": Entry(title="mean labels", method=MeanLabels(), dense=(38.36, None)),
-    "staple": Entry(title="STAPLE", method=Staple(), dense=(78.03, 0.1241), one=(54.07, 0.2617)),
-    "spatial_staple": Entry(
-        title="Spatial STAPLE",
-        method=MajorityVote(dice=0),
-        labels="spatial_staple",
-        dense=(78.96, 0.1195),
-        one=(56.73, 0.2384),
-    ),
-    "dawid_skene": Entry(title="Dawid-Skene", method=DawidSkene()),
-    "oracle": Entry(title="oracle, known global confusions", method=KnownConfusion(), dense=(83.29, 0.0238)),
-    **{
-        f"only_{a.name}": Entry(title=f"one network: {a.name}", method=OneAnnotator(annotator=i))
-        for i, a in enumerate(FIVE)
-    },
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """Which rows, on how many digits, how often."""
-
-    experiment: tyro.conf.Positional[Literal["mnist"]]
-    only: tuple[str, ...] = tuple(TABLE)  # rows, by key
-    settings: tuple[Setting, ...] = ("dense", "one")
-    seeds: int = 3
-    seeds_ours: int = 10  # of the rows 'ours' and 'ceiling'
-    digits: int = 10_000  # split 8 : 1 : 1
-    epochs: int = 5
-    width: int = 12
-    mnist: str = MNIST
-    storage: str = "rayters-runs/reproduce-mnist"
-    cpus: float = 1.0  # of one trial; a cluster with more runs more of them at once
-    gpus: float = 0.0
-    max_cpus: int | None = None  # of a Ray started here
-    quick: bool = False
-    json: str | None = None  # write the table's rows to this file
-    record: str | None = None  # write rows, spread, versions and hardware to this file, as in docs/results
-
-
-def main(job: Job) -> None:
+def main(study: Study) -> None:
     """Runs what is missing, prints the table, writes it where asked."""
-    job = replace(job, digits=300, epochs=1, width=4, seeds=1, seeds_ours=1) if job.quick else job
-    trials = [
-        {"row": row, "setting": setting, "seed": seed, "digits": job.digits, "epochs": job.epochs, "width": job.width}
-        for row in job.only
-        for setting in job.settings
-        if not (row == "ceiling" and setting == "one")
-        for seed in range(job.seeds_ours if row in ("ours", "ceiling") else job.seeds)
+    study = study.hurried() if study.quick else study
+    trials = study.trials()
+    with connected(cpus=study.max_cpus):
+        results = run_trials(
+            study.measure, trials, Path(study.storage), data=study.data(), cpus=study.cpus, gpus=study.gpus
+        )
+    lines = study.lines([(trial, result) for trial, result in zip(trials, results, strict=True) if result])
+    rows = study.rows(lines)
+    print(f"{_table(lines)}\n\n{rows_table(rows)}")
+    if lost := sum(result is None for result in results):
+        print(f"{lost} of {len(trials)} trials failed; run the same command again", file=sys.stderr)
+    if study.json:
+        write_rows(rows, study.json)
+    if study.record:
+        Path(study.record).write_text(json.dumps(study.about() | _circumstances() | {"rows": lines}, indent=1) + "\n")
+    if study.picture:
+        from reproduce_picture import paint
+
+        paint(study.picture, lines, title=study.about()["experiment"])
+
+
+def _table(lines: Sequence[Mapping[str, Any]]) -> str:
+    shown = [name for name in COLUMNS if any(line.get(name) is not None for line in lines)]
+    cells = [
+        [f"{line['setting']}: {line['title']} ({line['seeds']})", *(_number(line.get(name)) for name in shown)]
+        for line in lines
     ]
-    images = read_digits(job.mnist)[: job.digits]
-    with connected(cpus=job.max_cpus):
-        results = run_trials(measure, trials, Path(job.storage), data=images, cpus=job.cpus, gpus=job.gpus)
-    lines = summary(job, trials, results)
-    print(
-        table(
-            ["MNIST", "Dice", "sd", "worst", "/ ceiling", "RMSE", "paper", "paper / oracle", "RMSE"],
-            [_cells(line) for line in lines],
-        )
-    )
-    rows = goal_rows(lines)
-    print("\n" + rows_table(rows))
-    if job.json:
-        write_rows(rows, job.json)
-    if job.record:
-        Path(job.record).write_text(json.dumps(about(job) | {"rows": lines}, indent=1) + "\n")
+    return table(["row (seeds)", *(COLUMNS[name] for name in shown)], cells)
 
 
-def read_digits(path: str) -> np.ndarray:
-    """The digits of an IDX file, (N, 28, 28) floats in [0, 1].
-
-    Raises:
-        FileNotFoundError: when there is no such file.
-    """
-    if not Path(path).is_file():
-        raise FileNotFoundError(
-            f"no digits at {path}: download t10k-images-idx3-ubyte.gz (MNIST's test set) and name it with --mnist"
-        )
-    with gzip.open(path) as file:
-        return np.frombuffer(file.read(), np.uint8, offset=16).reshape(-1, SIDE_PX, SIDE_PX) / np.float32(255)
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}" if value < 10 else f"{value:.0f}"
 
 
-def measure(trial: Mapping[str, Any], images: np.ndarray, report: Report) -> dict[str, Any]:
-    """One training from one seed, measured on the test digits: {"dice", "rmse", "agreement", "astray", "seconds"}."""
-    torch.set_num_threads(1)
-    started, entry, seed = time.monotonic(), TABLE[trial["row"]], trial["seed"]
-    truth = (images > 0.5).astype(np.uint8)
-    drawn = np.swapaxes(draw_all(truth), 0, 1)  # (N, A, Y, X)
-    rng = np.random.default_rng(0)
-    noisy = images[:, None] + rng.normal(0, NOISE, (len(images), 3, SIDE_PX, SIDE_PX)).astype(np.float32)
-    labels = prepare(entry, drawn, truth, trial["setting"], seed)
-    method = entry.method if not isinstance(entry.method, KnownConfusion) else known(drawn, truth)
-    train, test = len(images) * 8 // 10, len(images) * 9 // 10
-    run = Run(
-        method=method,
-        network=UNet(width=trial["width"]),
-        patch_px=(SIDE_PX, SIDE_PX),
-        epochs=trial["epochs"],
-        batch_size=50,
-        seed=seed,
-        restarts=0,
-    )
-    task = Task(
-        channels=3,
-        classes=2,
-        annotators=labels.shape[1],
-        patch_px=run.patch_px,
-        mean=(float(noisy.mean()),) * 3,
-        std=(float(noisy.std()),) * 3,
-    )
-    stream = Stream(
-        steps=train // run.batch_size,
-        train=lambda at: batches(
-            noisy[:train], labels[:train], run.batch_size, np.random.default_rng((seed, at.epoch))
-        ),
-        validation=lambda: batches(noisy[train:test], labels[train:test], run.batch_size, None),
-    )
-    last = fit(run, task, stream, _Silent(), team=Team())
-    return assess(run, task, last, noisy[test:], drawn[test:], truth[test:]) | {
-        "agreement": last.measured["agreement"],
-        "astray": last.measured["astray"],
-        "seconds": time.monotonic() - started,
-    }
-
-
-def prepare(entry: Entry, drawn: np.ndarray, truth: np.ndarray, setting: Setting, seed: int) -> np.ndarray:
-    """What the network may learn from: (N, A, Y, X) uint8; with one annotator per digit the others are IGNORE."""
-    if entry.labels == "clean":
-        return truth[:, None]
-    if setting == "one":
-        chosen = np.random.default_rng(1000 + seed).integers(len(FIVE), size=len(drawn))
-        others = np.arange(len(FIVE)) != chosen[:, None]
-        drawn = np.where(others[:, :, None, None], np.uint8(IGNORE), drawn)
-    if entry.labels == "spatial_staple":
-        return np.stack([spatial_staple(layers, classes=2).layer for layers in drawn])[:, None]
-    return drawn
-
-
-def known(drawn: np.ndarray, truth: np.ndarray) -> KnownConfusion:
-    """The oracle: confusions counted against the truth."""
-    confusions = count_confusion(drawn, truth, classes=2).confusion
-    return KnownConfusion(confusions=tuple(tuple(tuple(map(float, row)) for row in one) for one in confusions))
-
-
-def batches(
-    images: np.ndarray, labels: np.ndarray, size: int, rng: np.random.Generator | None
-) -> Iterator[dict[str, np.ndarray]]:
-    """Batches as the stream gives them; shuffled where there is a generator."""
-    order = rng.permutation(len(images)) if rng else np.arange(len(images))
-    for first in range(0, len(order), size):
-        chosen = order[first : first + size]
-        yield {"views": images[chosen][:, None], "labels": labels[chosen]}
-
-
-@torch.no_grad()
-def assess(
-    run: Run, task: Task, last: Epoch, noisy: np.ndarray, drawn: np.ndarray, truth: np.ndarray
-) -> dict[str, Any]:
-    """Dice per test digit, its mean, and the confusion error where the method estimates confusions of all annotators."""
-    net, predicted, estimates = last.net.eval(), [], []
-    for first in range(0, len(noisy), 100):
-        here = slice(first, first + 100)
-        views = to_device({"views": noisy[here][:, None], "labels": drawn[here]}, task, torch.device("cpu")).views
-        prediction = run.method.predict(net(views))
-        predicted.append(prediction.posterior.argmax(1).numpy())
-        if prediction.confusion is not None:
-            estimates.append(sum_estimate(prediction.confusion.numpy(), truth[here]))
-    dice = dice_per_image(zip(np.concatenate(predicted), truth, strict=True), classes=2)[:, 0]
-    true = count_confusion(drawn, truth, classes=2).confusion
-    estimate = sum(estimates[1:], estimates[0]).confusion if estimates else None
-    rmse = None if estimate is None or estimate.shape != true.shape else confusion_rmse(estimate, true)
-    area = float(np.concatenate(predicted).mean() / truth.mean())
-    return {"dice": float(np.nanmean(dice)), "rmse": rmse, "area": area}
-
-
-class _Silent:
-    """Nobody watches a trial."""
-
-    def on_step(self, attempt: int, epoch: int, step: int, parts: Mapping[str, torch.Tensor]) -> None:
-        """Nothing."""
-
-    def on_pause(self, net: torch.nn.Module, state: Mapping[str, Any]) -> None:
-        """Nothing."""
-
-    def on_epoch(self, epoch: Epoch) -> None:
-        """Nothing."""
-
-
-def summary(job: Job, trials: list[dict[str, Any]], results: list[Any]) -> list[dict[str, Any]]:
-    """One line per row and setting that has a result: mean, sd and worst over seeds beside the paper's figures."""
-    done = [(trial, result) for trial, result in zip(trials, results, strict=True) if result]
-    ceilings = [result["dice"] for trial, result in done if trial["row"] == "ceiling"]
-    lines = []
-    for setting in job.settings:
-        for key in job.only:
-            here = [result for trial, result in done if (trial["row"], trial["setting"]) == (key, setting)]
-            if not here:
-                continue
-            dice, rmse = np.array([r["dice"] for r in here]), [r["rmse"] for r in here if r["rmse"] is not None]
-            paper = getattr(TABLE[key], setting) or (None, None)
-            line = {
-                "key": key,
-                "title": TABLE[key].title,
-                "setting": setting,
-                "seeds": len(here),
-                "dice": float(dice.mean()),
-            }
-            line |= {"sd": float(dice.std(ddof=1)) if len(dice) > 1 else None, "worst": float(dice.min())}
-            line |= {"of_ceiling": float(dice.mean() / np.mean(ceilings)) if ceilings else None}
-            line |= {"worst_of_ceiling": float(dice.min() / np.mean(ceilings)) if ceilings else None}
-            line |= {"rmse": float(np.mean(rmse)) if rmse else None, "astray": int(sum(r["astray"] for r in here))}
-            line |= {"each_dice": [round(float(d), 4) for d in dice], "paper_dice": paper[0], "paper_rmse": paper[1]}
-            lines.append(line | {"paper_of_oracle": paper[0] / 83.29 if paper[0] else None})
-    return lines
-
-
-def goal_rows(lines: list[dict[str, Any]]) -> list[Row]:
-    """The figures that have a goal."""
-    found = {(line["key"], line["setting"]): line for line in lines}
-    rows = []
-    for setting, paper, goal in (("dense", 0.9956, ">= 0.995"), ("one", 0.918, ">= 0.96")):
-        if (line := found.get(("ours", setting))) and line["of_ceiling"]:
-            name = f"MNIST {setting}: ours / clean-label ceiling, Dice, {line['seeds']} seeds"
-            rows.append(Row(row=name, value=line["of_ceiling"], reference=paper, unit="fraction", goal=goal))
-            name = f"MNIST {setting}: worst seed / ceiling"
-            rows.append(
-                Row(
-                    row=name,
-                    value=line["worst_of_ceiling"],
-                    unit="fraction",
-                    goal=">= 0.98" if setting == "dense" else "",
-                )
-            )
-            reference = TABLE["ours"].dense if setting == "dense" else TABLE["ours"].one
-            name = f"MNIST {setting}: confusion RMSE"
-            rows.append(
-                Row(
-                    row=name,
-                    value=line["rmse"],
-                    reference=reference[1] if reference else None,
-                    unit="probability",
-                    goal="<= 0.02",
-                )
-            )
-    return rows
-
-
-def about(job: Job) -> dict[str, Any]:
+def _circumstances() -> dict[str, Any]:
     """When, where and with what the figures were measured."""
     packages = {name: importlib.metadata.version(name) for name in ("torch", "numpy", "monai", "ray")}
     return {
-        "experiment": "Zhang et al. 2020, MNIST, five simulated annotators",
-        "command": f"python jobs/reproduce.py mnist --digits {job.digits} --epochs {job.epochs} --width {job.width}",
+        "command": " ".join(["python jobs/reproduce.py", *sys.argv[1:]]),
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "versions": packages | {"python": platform.python_version()},
-        "hardware": f"{platform.machine()}, one core per trial",
-        "protocol": f"{job.digits} digits split 8:1:1, noise {NOISE}, {job.epochs} epochs, batch 50, U-Net of width {job.width}",
+        "hardware": f"{platform.machine()}, {platform.system()}",
     }
 
 
-def _cells(line: Mapping[str, Any]) -> list[str]:
-    def number(value: float | None, form: str = ".4f") -> str:
-        return "-" if value is None else format(value, form)
-
-    name = f"{line['setting']:5s} {line['title']} ({line['seeds']})"
-    figures = [line[key] for key in ("dice", "sd", "worst", "of_ceiling", "rmse")]
-    return [
-        name,
-        *map(number, figures),
-        number(line["paper_dice"], ".2f"),
-        number(line["paper_of_oracle"]),
-        number(line["paper_rmse"]),
-    ]
-
-
 if __name__ == "__main__":
-    main(tyro.cli(Job, description=__doc__))
+    try:
+        main(tyro.cli(Command, description=__doc__))  # type: ignore[arg-type]
+    except (OSError, ValueError, RuntimeError) as error:
+        sys.exit(f"error: {error}")

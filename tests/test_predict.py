@@ -11,6 +11,7 @@ from casebook import Case, write_case
 from rayters import gaze, methods
 from rayters.gaze import FixedGaze, FoveationGaze
 from rayters.gaze.gaze import Gaze
+from rayters.inference.maps import most_probable
 from rayters.inference.predict import Region, predict_picture, predict_region
 from rayters.inference.tiling import Tiling, gaussian, starts, tiles_over
 from rayters.methods import AnnotatorConfusion, MajorityVote, Method
@@ -230,6 +231,13 @@ def test_an_ensemble_believes_the_mean_of_its_members() -> None:
     both = predict_picture((first, second), image)
     each = [predict_picture(model, image).posterior for model in (first, second)]
     np.testing.assert_allclose(both.posterior, np.mean(each, axis=0), atol=1e-6)
+
+
+def test_of_equally_probable_classes_the_lowest_is_the_label() -> None:
+    posterior = np.array([[0.4, 0.2, 0.1], [0.4, 0.4, 0.1], [0.2, 0.4, 0.8]], dtype=np.float32)
+    assert most_probable(posterior).tolist() == [0, 1, 2]
+    many = np.random.default_rng(0).random((7, 40, 30), dtype=np.float32).round(1)
+    assert (most_probable(many) == many.argmax(axis=0)).all()
 
 
 def test_uncertainty_is_the_entropy_over_that_of_guessing() -> None:

@@ -11,6 +11,7 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -83,12 +84,17 @@ def model_at(
     return str(folder)
 
 
-def predicted(model: str, cohort: Cohort, output: Output = SMALL, skip_glass: bool | None = None) -> list[Done]:
+def predicted(
+    model: str,
+    cohort: Cohort,
+    output: Output = SMALL,
+    skip_glass: bool | None = None,
+    tiling: Tiling = Tiling(),
+) -> list[Done]:
     """In this process."""
     packed = pack((model,))
-    return [
-        *predict_here(packed, cohort, plan_work(packed, cohort, tiling=Tiling(), output=output, skip_glass=skip_glass))
-    ]
+    work = plan_work(packed, cohort, tiling=tiling, output=output, skip_glass=skip_glass)
+    return [*predict_here(packed, cohort, work)]
 
 
 def predicted_on_ray(model: str, cohort: Cohort, output: Output = SMALL) -> list[Done]:
@@ -100,6 +106,10 @@ def predicted_on_ray(model: str, cohort: Cohort, output: Output = SMALL) -> list
 def pixels(url: str, level: int = 0) -> np.ndarray:
     case = open_case(url)
     return case.read_image(level, (0,) * len(case.shapes[level]), case.shapes[level]).astype(np.float32)
+
+
+def open_zarr_attributes(url: str) -> dict[str, Any]:
+    return dict(json.loads((Path(url) / "zarr.json").read_text())["attributes"]["ome"])
 
 
 def layer(url: str, name: str, level: int = 0) -> np.ndarray:
@@ -139,6 +149,19 @@ def test_what_is_written_is_what_the_model_sees_in_the_whole_case(downsampling: 
     assert roles == {"anna": "annotator", "ben": "annotator"} | dict.fromkeys(
         ("rayters", "rayters-anna", "rayters-ben"), "prediction"
     )
+
+
+def test_confusion_maps_hold_every_entry_of_every_annotators_matrix(tmp_path: Path) -> None:
+    cohort, model = cohort_of(tmp_path / "cohort", (1, 150, 130)), model_at(tmp_path / "model")
+    tiling = Tiling(confusion=True)
+    assert [done.state for done in predicted(model, cohort, tiling=tiling)] == ["predicted"]
+    url = f"{cohort.url}/predictions/rayters/c0/confusion.ome.zarr"
+    names = [channel["label"] for channel in open_zarr_attributes(url)["omero"]["channels"]]
+    assert names[:4] == [f"anna: {i} where {j}" for i in CLASSES for j in CLASSES]
+    written = pixels(url).reshape(2, 2, 2, 150, 130) / 255  # annotator, what is written, where
+    seen = predict_region(load_model(model), open_case(cohort.cases[0].url), tiling=tiling).confusion
+    np.testing.assert_allclose(written, seen, atol=0.0021)
+    np.testing.assert_allclose(written.sum(1), 1, atol=0.005)
 
 
 def test_volumes_get_every_level_of_their_pyramid(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import fsspec
 import httpx
 import nibabel
 import numpy as np
@@ -19,7 +20,7 @@ from rayters.inference.predict import predict_picture
 from rayters.serving.app import create_app
 from rayters.serving.backend import InProcess
 from rayters.serving.registry import promote, publish
-from rayters.serving.settings import Limits, Settings, from_json
+from rayters.serving.settings import Limits, Replicas, Settings, from_json
 from rayters.serving.tokens import issue
 from rayters.training.model import load_model
 
@@ -256,6 +257,22 @@ def test_traversal_and_forged_requests_are_refused(client: TestClient, body: dic
         response = client.post(path, json=body | extra)
         assert response.status_code == 404, response.text
         assert "etc" not in response.text
+
+
+def test_a_region_that_was_read_from_a_store_is_answered_from_the_cache(
+    served: Settings, tokens: dict[str, str], tmp_path: Path
+) -> None:
+    url = "memory://elsewhere/a.ome.zarr"
+    case = write_case(url, GREY[None], spacing_um=(1.0, 1.0), classes=("bg", "fg"), layers={})
+    row = describe_case(case, split="test", group="g")
+    write_cohort("memory://elsewhere", [row], name="elsewhere", classes=("bg", "fg"))
+    kept = Replicas(cache_folder=str(tmp_path / "cache"))
+    client = client_of(replace(served, cohorts=("memory://elsewhere",), replicas=kept), tokens["predict"])
+    box = {"case": "elsewhere/a", "origin_px0": [0, 0], "size_px0": [24, 20]}
+    first = picture(client.post("/v1/predict/digits/region", json=box))
+    fsspec.filesystem("memory").rm("/elsewhere/a.ome.zarr/0", recursive=True)
+    assert np.array_equal(picture(client.post("/v1/predict/digits/region", json=box)), first)
+    assert client.post("/v1/predict/digits/region", json=box | {"case": "nowhere/a"}).status_code == 404
 
 
 def test_a_region_that_leaves_its_case_is_refused(client: TestClient) -> None:

@@ -24,12 +24,14 @@ from rayters.inference.picture import Picture, check_finite
 from rayters.inference.tiling import Box, Tiling, flips_of, gaussian, tiles_over
 from rayters.inference.tissue import Tissue, find_tissue
 from rayters.networks.task import Task
+from rayters.patches.cache import CachedCase
 from rayters.patches.read import Pixels, cut_image, views_at
 from rayters.patches.view import Request
 from rayters.training.model import Model
 from rayters.training.step import autocast, normalised
 
 Ensemble = Model | tuple[Model, ...]
+Source = Case | CachedCase | Picture
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,9 +76,7 @@ def predict_picture(
     return predict_region(model, Picture(image, spacing), tiling=tiling)
 
 
-def predict_region(
-    model: Ensemble, case: Case | Picture, region: Region | None = None, *, tiling: Tiling = Tiling()
-) -> Maps:
+def predict_region(model: Ensemble, case: Source, region: Region | None = None, *, tiling: Tiling = Tiling()) -> Maps:
     """What a model makes of a piece of a case; of all of it without a region. Maps have the model's resolution.
 
     Raises:
@@ -107,11 +107,11 @@ def members_of(model: Ensemble) -> tuple[Model, ...]:
     return members
 
 
-def fits(task: Task, case: Case | Picture) -> None:
+def fits(task: Task, case: Source) -> None:
     """Raises:
     ValueError: when the case is not of the kind that the model was trained on.
     """
-    axes, name = len(case.shapes[0]), case.name if isinstance(case, Case) else "the picture"
+    axes, name = len(case.shapes[0]), "the picture" if isinstance(case, Picture) else case.name
     if case.channels != task.channels:
         raise ValueError(
             f"{name} has {case.channels} channels, the model was trained on {task.channels}: "
@@ -123,12 +123,12 @@ def fits(task: Task, case: Case | Picture) -> None:
         )
 
 
-def map_shape(model: Model, case: Case | Picture) -> tuple[int, ...]:
+def map_shape(model: Model, case: Source) -> tuple[int, ...]:
     """Pixels of the maps of a whole case."""
     return tuple(-(-side // model.run.downsampling) for side in case.shapes[0])
 
 
-def box_of(model: Model, case: Case | Picture, region: Region | None) -> Box:
+def box_of(model: Model, case: Source, region: Region | None) -> Box:
     """The region in pixels of the model.
 
     Raises:
@@ -147,9 +147,11 @@ def box_of(model: Model, case: Case | Picture, region: Region | None) -> Box:
     return low, high
 
 
-def tissue_of(case: Case | Picture) -> Tissue:
+def tissue_of(case: Source) -> Tissue:
     """The tissue of a case; computed once for all pieces of a case on disk."""
-    return _tissue(case) if isinstance(case, Case) else find_tissue(case)
+    if isinstance(case, Picture):
+        return find_tissue(case)
+    return _tissue(case if isinstance(case, Case) else case.remote)
 
 
 @lru_cache(maxsize=16)
@@ -157,7 +159,7 @@ def _tissue(case: Case) -> Tissue:
     return find_tissue(case)
 
 
-def read_tiles(model: Model, case: Case | Picture, box: Box, tiling: Tiling, tissue: Tissue | None) -> Tiles:
+def read_tiles(model: Model, case: Source, box: Box, tiling: Tiling, tissue: Tissue | None) -> Tiles:
     """Reads what the tiles over a box need: each pyramid level once, whatever the number of tiles."""
     request, down = model.run.request(()), model.run.downsampling
     tile = request.target.size_px
@@ -167,7 +169,7 @@ def read_tiles(model: Model, case: Case | Picture, box: Box, tiling: Tiling, tis
     return Tiles(box=box, origins=origins, views=_pixels(case, origins * down, request))
 
 
-def _pixels(case: Case | Picture, origins_px0: NDArray[np.int64], request: Request) -> tuple[Pixels, ...]:
+def _pixels(case: Source, origins_px0: NDArray[np.int64], request: Request) -> tuple[Pixels, ...]:
     if not len(origins_px0):
         return ()
     views = views_at(case, origins_px0, request)

@@ -88,7 +88,8 @@ class CachedCase:
     def __init__(self, case: Case, cache: Cache) -> None:
         self.remote, self.cache = case, cache
         self.home = Path(cache.folder) / hashlib.sha256(case.url.encode()).hexdigest()[:16]
-        self.shapes, self.channels, self.dtype, self.layers = case.shapes, case.channels, case.dtype, case.layers
+        self.name, self.shapes, self.channels = case.name, case.shapes, case.channels
+        self.dtype, self.layers = case.dtype, case.layers
 
     @cached_property
     def local(self) -> Case:

@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from casebook import CasebookError
+from casebook import Case, CasebookError
 from casebook.formats import Frame, Opened
+from casebook.location import is_local
 from rayters.inference.maps import Maps
 from rayters.inference.predict import Region, predict_region
 from rayters.inference.tiling import Tiling
 from rayters.inference.together import predict_together
+from rayters.patches.cache import Cache, CachedCase
 from rayters.serving.answer import coded
 from rayters.serving.refusal import RefusedError
 from rayters.serving.registry import Card, ModelError, fetch, read_card
@@ -82,10 +84,17 @@ class Segmenter:
             origin = source.origin_px0 or (0,) * len(size)
             box = Region(origin_px0=_same_axes(origin, case.axes), size_px0=_same_axes(size, case.axes))
             self._check_size(prod(size) * case.channels * np.dtype(case.dtype).itemsize)
-            maps = predict_region(loaded.model, case, box, tiling=self._tiling([work]))
+            maps = predict_region(loaded.model, self._near(case), box, tiling=self._tiling([work]))
             return self._coded(loaded, work, maps, case.spacing_um[0], None)
         except (CasebookError, ValueError, RefusedError) as error:
             return _refusal(error)
+
+    def _near(self, case: Case) -> Case | CachedCase:
+        """The case through the cache, where there is one and the case is not on a disk anyway."""
+        replicas = self.settings.replicas
+        if replicas.cache_folder is None or is_local(case.url):
+            return case
+        return Cache(folder=replicas.cache_folder, max_bytes=int(replicas.cache_gib * 2**30)).case(case)
 
     def _picture(self, loaded: Loaded, work: Work) -> Picture | RefusedError:
         """A decoded upload that fits the model."""

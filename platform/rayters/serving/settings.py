@@ -32,6 +32,8 @@ class Replicas:
     tile_batch: int = 8  # tiles that go through the net at once
     fronts: int = 1  # replicas that speak HTTP and compute nothing
     front_cpus: float = 0.25
+    cache_folder: str | None = None  # for objects of cases in a store, which must not be changed in place then
+    cache_gib: float = 10.0  # that the folder may take, on each machine
 
 
 @dataclass(frozen=True, kw_only=True)

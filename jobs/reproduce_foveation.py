@@ -1,0 +1,219 @@
+"""Jin et al. 2020 on generated slides where the best field of view provably varies: jobs/reproduce.py foveation.
+
+A slide shows discs that all look alike from afar. In one half of it, left or right by chance and told by the stain, a disc is tumour
+where its *fine* texture is striped upright and benign where it lies flat; in the other half the texture means nothing, and a *far* mark
+decides, bright for tumour.
+
+    field of view 1 (32 px)    no window of 32 px holds a pixel of a disc and one of its mark: nothing is known in the far half
+    field of view 2 and 4      stripes of 1 px are averaged to exactly the disc's grey: nothing is known in the fine half
+
+`clean`: labels are the truth, rows are gazes. `five`: five simulated annotators draw, rows are gazes with methods, which no paper has.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from casebook import (
+    CaseNotFoundError,
+    CaseRow,
+    Cohort,
+    Layer,
+    describe_case,
+    open_case,
+    open_cohort,
+    write_case,
+    write_cohort,
+)
+from rayters.annotators.simulate import FIVE
+from rayters.gaze import AverageGaze, EnsembleGaze, FixedGaze, FoveationGaze, Gaze, RandomGaze
+from rayters.inference.predict import predict_region
+from rayters.inference.tiling import Tiling
+from rayters.methods import AnnotatorConfusion, MajorityVote, Method
+from rayters.metrics.overlap import dice_per_image
+from rayters.networks.backbone import UNet
+from rayters.patches.sampling import Sampling
+from rayters.reports.rows import Row
+from rayters.training.local import train_locally
+from rayters.training.run import Run
+from rayters.tuning.sweep import Report
+from reproduce_study import Measure, Measured, Study, summary
+
+SIDE_PX, CELL_PX, DISC_PX, MARK_PX, FAR_PX = (
+    432,
+    (24, 72),
+    16,
+    8,
+    44,
+)  # a disc in each cell, its mark FAR_PX to the right
+TILE_PX, VIEWS = 32, (1.0, 2.0, 4.0)
+TUMOUR = 1 / 3  # of the discs
+STAIN, DISC, STRIPE, MARK, NOISE = (110, 140), 40, 30, 50, 6.0  # grey values
+CLASSES = ("background", "tumour")
+SPLITS = {"train": 24, "validation": 4, "test": 8}
+Labels = NDArray[np.uint8]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One row: what the network sees, and whom it believes."""
+
+    title: str
+    gaze: Gaze
+    method: Method = field(default_factory=MajorityVote)
+    setting: Literal["clean", "five"] = "clean"
+
+
+FOVEATION = FoveationGaze(fields_of_view=VIEWS)
+TABLE: Mapping[str, Entry] = {
+    "fixed_1": Entry(title="fixed, field of view 1", gaze=FixedGaze(field_of_view=1.0)),
+    "fixed_2": Entry(title="fixed, field of view 2", gaze=FixedGaze(field_of_view=2.0)),
+    "fixed_4": Entry(title="fixed, field of view 4", gaze=FixedGaze(field_of_view=4.0)),
+    "random": Entry(title="random", gaze=RandomGaze(fields_of_view=VIEWS)),
+    "average": Entry(title="average", gaze=AverageGaze(fields_of_view=VIEWS)),
+    "ensemble": Entry(title="ensemble, a network per view", gaze=EnsembleGaze(fields_of_view=VIEWS)),
+    "mean": Entry(title="foveation, mean", gaze=FOVEATION),
+    "pixels": Entry(title="foveation, mean of pixels (as published)", gaze=replace(FOVEATION, blend="pixels")),
+    "mode": Entry(title="foveation, mode", gaze=replace(FOVEATION, choose="mode")),
+    "gumbel": Entry(title="foveation, Gumbel-softmax", gaze=replace(FOVEATION, choose="gumbel")),
+    "reinforce": Entry(title="foveation, REINFORCE", gaze=replace(FOVEATION, choose="reinforce")),
+    "fixed_vote": Entry(title="field of view 1, vote", gaze=FixedGaze(), setting="five"),
+    "mean_vote": Entry(title="foveation, vote", gaze=FOVEATION, setting="five"),
+    "fixed_confusion": Entry(title="field of view 1, confusion", gaze=FixedGaze(), method=AnnotatorConfusion(), setting="five"),
+    "mean_confusion": Entry(title="foveation, confusion", gaze=FOVEATION, method=AnnotatorConfusion(), setting="five"),
+}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Foveation(Study):
+    """Jin et al. 2020: what to look at, on slides where fine and coarse texture decide by turns."""
+
+    only: tuple[str, ...] = tuple(TABLE)  # rows, by key
+    epochs: int = 10
+    patches: int = 480  # an epoch's
+    width: int = 8
+    storage: str = "rayters-runs/reproduce-foveation"
+
+    def hurried(self) -> "Foveation":
+        return replace(self, epochs=1, patches=64, width=4, seeds=1)
+
+    def trials(self) -> list[dict[str, Any]]:
+        sizes = {"epochs": self.epochs, "patches": self.patches, "width": self.width}
+        return [
+            {"row": row, "setting": TABLE[row].setting, "seed": seed} | sizes
+            for row in self.only
+            for seed in range(self.seeds)
+        ]
+
+    def data(self) -> dict[str, Cohort]:
+        return {setting: slides(Path(self.storage).absolute() / setting, setting) for setting in ("clean", "five")}
+
+    @property
+    def measure(self) -> Measure:
+        return measure
+
+    def lines(self, measured: Sequence[Measured]) -> list[dict[str, Any]]:
+        """With the share of the best fixed field of view."""
+        lines = summary(measured, {key: entry.title for key, entry in TABLE.items()})
+        best = max((line["dice"] for line in lines if line["key"] in ("fixed_1", "fixed_2", "fixed_4")), default=None)
+        for line in lines:
+            line["of_best_fixed"] = line["dice"] / best if best and line["setting"] == "clean" else None
+        return lines
+
+    def rows(self, lines: Sequence[dict[str, Any]]) -> list[Row]:
+        return goal_rows({line["key"]: line["dice"] for line in lines})
+
+    def about(self) -> dict[str, Any]:
+        size = f"{SPLITS} slides of {SIDE_PX} px, {self.epochs} epochs of {self.patches} patches of {TILE_PX} px, batch 16, "
+        return {"experiment": "Jin et al. 2020, generated slides", "protocol": size + f"U-Net of width {self.width}"}
+
+
+def goal_rows(dice: Mapping[str, float]) -> list[Row]:
+    """The figures that have a goal."""
+    fixed = max((dice[key] for key in ("fixed_1", "fixed_2", "fixed_4") if key in dice), default=None)
+    asked = [
+        ("foveation mean / best fixed view, Dice", "mean", fixed),
+        ("foveation mean / ensemble at equal compute, Dice", "mean", dice.get("ensemble")),
+        ("foveation with confusion / foveation alone, Dice", "mean_confusion", dice.get("mean_vote")),
+        ("foveation with confusion / confusion alone, Dice", "mean_confusion", dice.get("fixed_confusion")),
+    ]
+    return [Row(row=name, value=dice[key], reference=peer, goal="> 1") for name, key, peer in asked if key in dice]
+
+
+def slides(folder: Path, setting: str) -> Cohort:
+    """The cohort at ``folder``, made if it is not there; "five" draws the same slides by five annotators."""
+    try:
+        return open_cohort(str(folder))
+    except CaseNotFoundError:
+        drawn = FIVE if setting == "five" else FIVE[:1]
+    rows: list[CaseRow] = []
+    splits = [split for split, number in SPLITS.items() for _ in range(number)]
+    for number, split in enumerate(tqdm(splits, desc=f"slides, {setting}")):
+        image, truth = slide(number)
+        layers = {Layer(id=a.name, tool="simulated"): a.draw(truth) for a in drawn}
+        layers |= {Layer(id="reference", role="reference"): truth}
+        url = f"{folder}/slide-{number:02d}.ome.zarr"
+        write_case(url, image, spacing_um=(0.5, 0.5), classes=CLASSES, layers=layers, existing="replace")
+        rows.append(describe_case(open_case(url), split=split, group=str(number)))
+    return write_cohort(str(folder), rows, name=f"textures, {setting}", classes=CLASSES, annotators=tuple(a.name for a in drawn),
+                        stable_annotators=True, reference="reference")  # fmt: skip
+
+
+def slide(seed: int, noise: float = NOISE) -> tuple[NDArray[np.uint8], Labels]:
+    """(1, Y, X) image and (Y, X) truth. All shapes lie on a grid of 4 px, so that halving twice leaves nothing of the stripes."""
+    rng = np.random.default_rng(seed)
+    fine = (np.arange(SIDE_PX) < SIDE_PX // 2) ^ bool(rng.integers(2))  # per column: texture decides here
+    image = np.where(fine, *STAIN).astype(float) * np.ones((SIDE_PX, 1))
+    truth = np.zeros((SIDE_PX, SIDE_PX), np.uint8)
+    y, x = np.mgrid[:SIDE_PX, :SIDE_PX]
+    upright, flat = STRIPE * (2 * (x % 2) - 1), STRIPE * (2 * (y % 2) - 1)
+    for cell in np.ndindex(SIDE_PX // CELL_PX[0], SIDE_PX // CELL_PX[1]):
+        low = np.multiply(cell, CELL_PX) + 4 * rng.integers(1, 3, 2)
+        striped, marked = rng.random(2) < TUMOUR
+        disc = _disc(truth.shape, low, DISC_PX)
+        image += disc * (DISC + (upright if striped else flat))
+        image += _disc(truth.shape, low + (4, 4 + FAR_PX), MARK_PX) * (MARK if marked else -MARK)
+        truth[disc & (striped if fine[low[1]] else marked)] = 1
+    image += rng.normal(0, noise, image.shape)
+    return image.clip(0, 255).round().astype(np.uint8)[None], truth
+
+
+def _disc(shape: tuple[int, ...], low: NDArray[np.int64], side: int) -> NDArray[np.bool_]:
+    """A disc made of squares of 4 px, in a box of ``side`` px from ``low``."""
+    coarse = side // 4
+    y, x = np.mgrid[:coarse, :coarse] - (coarse - 1) / 2
+    mask = np.zeros(shape, bool)
+    inside = np.kron((y**2 + x**2) < (coarse / 2) ** 2, np.ones((4, 4), bool))
+    mask[low[0] : low[0] + side, low[1] : low[1] + side] = inside
+    return mask
+
+
+def measure(trial: Mapping[str, Any], cohorts: Mapping[str, Cohort], report: Report) -> dict[str, Any]:
+    """One training from one seed, measured against the truth of the test slides: {"dice"}."""
+    torch.set_num_threads(1)
+    entry, cohort = TABLE[trial["row"]], cohorts[trial["setting"]]
+    run = Run(
+        method=entry.method,
+        gaze=entry.gaze,
+        network=UNet(width=trial["width"]),
+        patch_px=(TILE_PX, TILE_PX),
+        epochs=trial["epochs"],
+        batch_size=16,
+        sampling=Sampling(patches_per_epoch=trial["patches"]),
+        seed=trial["seed"],
+    )
+    with TemporaryDirectory(prefix="rayters-foveation-") as folder:
+        model = train_locally(run, cohort, Path(folder))
+    pairs = []
+    for row in cohort.split("test").cases:
+        case = open_case(row.url)
+        labels = predict_region(model, case, tiling=Tiling(overlap=0.5, annotators=False)).labels
+        pairs.append((labels, case.read_labels(("reference",), 0, (0, 0), case.shapes[0])[0]))
+    return {"dice": float(np.nanmean(dice_per_image(pairs, classes=2)))}

@@ -1,0 +1,44 @@
+"""A table as a picture: each row a mean with all its seeds, and the paper's figure where it has one."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+
+OURS, PAPER = "#1f6f8b", "#c8553d"
+
+
+def paint(path: str | Path, lines: Sequence[Mapping[str, Any]], *, title: str) -> None:
+    """Writes one panel per setting, rows in the order of the table. ``paper`` of a line is its figure as a share of the paper's oracle."""
+    settings = list(dict.fromkeys(line["setting"] for line in lines))
+    parts = {setting: [line for line in lines if line["setting"] == setting] for setting in settings}
+    height = 1.2 + 0.28 * max(len(part) for part in parts.values())
+    figure, panels = plt.subplots(
+        1, len(settings), figsize=(5.6 * len(settings), height), squeeze=False, layout="constrained"
+    )
+    for panel, (setting, part) in zip(panels[0], parts.items(), strict=True):
+        _panel(panel, part)
+        panel.set_title(setting, fontsize=10)
+    figure.suptitle(title, fontsize=10)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def _panel(panel: Axes, lines: Sequence[Mapping[str, Any]]) -> None:
+    scale = next((line["dice"] / line["of_ceiling"] for line in lines if line.get("of_ceiling")), 1.0)
+    for place, line in enumerate(reversed(lines)):
+        panel.hlines(place, 0, line["dice"] / scale, color=OURS, alpha=0.25, linewidth=6)
+        panel.scatter([one / scale for one in line["each_dice"]], [place] * line["seeds"], color=OURS, s=12, zorder=3)
+        if line.get("paper"):
+            panel.scatter(line["paper"], place, marker="D", facecolors="none", edgecolors=PAPER, s=34, zorder=4)
+    panel.set_yticks(range(len(lines)), [line["title"] for line in reversed(lines)], fontsize=8)
+    panel.set_xlim(0, 1.05)
+    panel.axvline(1.0, color="grey", linewidth=0.6)
+    panel.set_xlabel(
+        "Dice" if scale == 1.0 else "Dice / clean-label ceiling (diamonds: the paper's, of its oracle)", fontsize=8
+    )

@@ -1,0 +1,83 @@
+"""What the experiments of jobs/reproduce.py have in common: trials over rows, settings and seeds, and a summary of them."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from rayters.reports.rows import Row
+from rayters.tuning.sweep import Report
+
+Measure = Callable[[Mapping[str, Any], Any, Report], Mapping[str, Any]]
+Measured = tuple[Mapping[str, Any], Mapping[str, Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """One experiment; trials already measured are re-used, so that a killed job goes on, and a longer one too."""
+
+    only: tuple[str, ...] = ()  # rows, by key
+    seeds: int = 3
+    storage: str = "rayters-runs/reproduce"
+    cpus: float = 1.0  # of one trial; a cluster with more runs more of them at once
+    gpus: float = 0.0
+    max_cpus: int | None = None  # of a Ray started here
+    quick: bool = False  # the same rows, small: to see that all is well
+    json: str | None = None  # write the rows that have a goal to this file
+    record: str | None = None  # write all rows, spread, versions and hardware to this file, as in docs/results
+    picture: str | None = None  # write a picture of the table to this file (.png, .svg)
+
+    def hurried(self) -> "Study":
+        """The same with little of everything."""
+        raise NotImplementedError
+
+    def trials(self) -> list[dict[str, Any]]:
+        """Each with "row", "setting" and "seed", and all else that its result depends on."""
+        raise NotImplementedError
+
+    def data(self) -> Any:
+        """What the trials share."""
+        raise NotImplementedError
+
+    @property
+    def measure(self) -> Measure:
+        """A trial and the data to its figures: {"dice": ..., ...}."""
+        raise NotImplementedError
+
+    def lines(self, measured: Sequence[Measured]) -> list[dict[str, Any]]:
+        """The table: what ``summary`` says, and the paper's figures."""
+        raise NotImplementedError
+
+    def rows(self, lines: Sequence[dict[str, Any]]) -> list[Row]:
+        """What has a goal."""
+        raise NotImplementedError
+
+    def about(self) -> dict[str, Any]:
+        """{"experiment": ..., "protocol": ...}, in words."""
+        raise NotImplementedError
+
+
+def summary(measured: Sequence[Measured], titles: Mapping[str, str]) -> list[dict[str, Any]]:
+    """One line per setting and row: mean, sd and worst Dice over the seeds, the mean of every other figure, all Dice."""
+    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for trial, result in measured:
+        groups.setdefault((trial["setting"], trial["row"]), []).append(result)
+    return [
+        _line(key, setting, titles[key], groups[setting, key]) for setting, key in sorted(groups, key=_order(titles))
+    ]
+
+
+def _order(titles: Mapping[str, str]) -> Callable[[tuple[str, str]], tuple[str, int]]:
+    rank = {key: number for number, key in enumerate(titles)}
+    return lambda group: (group[0], rank[group[1]])
+
+
+def _line(key: str, setting: str, title: str, results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    dice = np.array([each["dice"] for each in results])
+    line = {"key": key, "title": title, "setting": setting, "seeds": len(dice), "dice": float(dice.mean())}
+    line |= {"sd": float(dice.std(ddof=1)) if len(dice) > 1 else None, "worst": float(dice.min())}
+    for name in sorted(set(results[0]) - {"dice"}):
+        values = [each[name] for each in results if each[name] is not None]
+        line[name] = float(np.mean(values)) if values else None
+    return line | {"each_dice": [round(float(one), 4) for one in dice]}

@@ -1,0 +1,76 @@
+"""The experiments of jobs/reproduce.py: that their generated slides are what they claim, and that a table ends where it was asked to."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "jobs"))
+
+from reproduce_foveation import (  # noqa: E402
+    DISC_PX,
+    FAR_PX,
+    MARK_PX,
+    SIDE_PX,
+    STAIN,
+    TILE_PX,
+    Foveation,
+    goal_rows,
+    slide,
+)
+from reproduce_study import summary  # noqa: E402
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_of_stripes_nothing_is_left_at_half_resolution(seed: int) -> None:
+    image, _ = slide(seed, noise=0.0)
+    blocks = image[0].reshape(SIDE_PX // 2, 2, SIDE_PX // 2, 2)
+    assert len(np.unique(image)) == 10  # two stains, each with two greys of stripes, bright and dark marks, and itself
+    assert len(np.unique(blocks.mean((1, 3)))) == 8  # stripes of both kinds are one grey now
+
+
+def test_no_tile_shows_a_disc_and_its_mark() -> None:
+    first_of_mark = (DISC_PX - MARK_PX) // 2 + FAR_PX
+    assert first_of_mark - (DISC_PX - 1) >= TILE_PX
+
+
+def test_a_third_of_the_discs_are_tumour_in_both_halves() -> None:
+    left = right = 0
+    for seed in range(20):
+        image, truth = slide(seed, noise=0.0)
+        dark_first = bool(image[0, -1, 0] == STAIN[0])
+        halves = (truth[:, : SIDE_PX // 2].mean(), truth[:, SIDE_PX // 2 :].mean())
+        left, right = left + halves[not dark_first], right + halves[dark_first]
+    assert 0.8 < left / right < 1.25
+
+
+def test_a_line_of_the_table_is_the_mean_over_its_seeds() -> None:
+    trials = [{"row": "a", "setting": "s", "seed": seed} for seed in range(3)]
+    measured = list(
+        zip(trials, [{"dice": d, "rmse": r} for d, r in ((0.5, None), (0.7, 0.1), (0.9, 0.3))], strict=True)
+    )
+    (line,) = summary(measured, {"a": "first"})
+    assert (line["dice"], line["worst"], line["rmse"], line["seeds"]) == pytest.approx((0.7, 0.5, 0.2, 3))
+    assert line["sd"] == pytest.approx(0.2)
+
+
+def test_goals_compare_with_the_best_of_the_fixed_views() -> None:
+    rows = goal_rows({"fixed_1": 0.5, "fixed_4": 0.6, "mean": 0.9, "ensemble": 0.75})
+    assert [row.ratio for row in rows] == pytest.approx([1.5, 1.2])
+
+
+def test_the_job_writes_its_table_its_record_and_its_picture(tmp_path: Path) -> None:
+    asked = ["foveation", "--quick", "--only", "fixed_4", "--storage", "runs", "--max-cpus", "2"]
+    files = ["--json", "rows.json", "--record", "record.json", "--picture", "table.png"]
+    command = [sys.executable, str(ROOT / "jobs/reproduce.py"), *asked, *files]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "fixed, field of view 4" in done.stdout
+    record = json.loads((tmp_path / "record.json").read_text())
+    assert record["rows"][0]["seeds"] == Foveation().hurried().seeds == 1
+    assert (tmp_path / "table.png").read_bytes()[:4] == b"\x89PNG"
+    assert json.loads((tmp_path / "rows.json").read_text()) == []  # none of the rows with a goal was asked for
