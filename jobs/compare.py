@@ -5,7 +5,7 @@
     python jobs/compare.py --cohort cohorts/mine --models A=./predicted-a B=./predicted-b   cohorts of predictions (predict.py --to)
 
 Every metric is measured for models x cases x annotators; means come with bootstrap intervals over patients, pairs of models with
-Wilcoxon's test. The report is one HTML file with its pictures inside; beside it lie report.md, scores.csv and suspects.csv.
+Wilcoxon's test. The report is one HTML file with its pictures inside; beside it lie report.md, scores.csv, suspects.csv and labels.csv.
 """
 
 import csv
@@ -69,13 +69,15 @@ def _write(study: Study, folder: Path) -> None:
     write_scores(study.scores, folder / "scores.csv")
     with (folder / "suspects.csv").open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(
-            ["case", "annotator", "score", "case_score", "pixels", "written", "seen", "level", "first", "past"]
-        )
+        writer.writerow(["case", "annotator", "score", "pixels", "written", "seen", "level", "first", "past"])
         for s in study.suspects:
             names = (study.cohort.classes[s.region.written], study.cohort.classes[s.region.seen])
-            scores = (f"{s.region.score:.4g}", f"{s.case_score:.4g}", s.region.pixels)
-            writer.writerow([s.case, s.annotator, *scores, *names, s.level, s.region.low, s.region.high])
+            where = (s.level, s.region.low, s.region.high)
+            writer.writerow([s.case, s.annotator, f"{s.region.score:.4g}", s.region.pixels, *names, *where])
+    with (folder / "labels.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["case", "annotator", "doubt"])
+        writer.writerows([d.case, d.annotator, f"{d.score:.4f}"] for d in study.doubts)
 
 
 def _print(study: Study, job: Job) -> None:
@@ -89,7 +91,9 @@ def _print(study: Study, job: Job) -> None:
         for name in study.models
     ]
     print(f"{rows_table(rows)}\n\nreport   {job.report / 'index.html'}")
-    print("beside   report.md for a pull request, scores.csv with every figure, suspects.csv")
+    print(
+        "beside   report.md for a pull request, scores.csv with every figure, suspects.csv and labels.csv: what to look at"
+    )
     if job.json:
         write_rows(rows, job.json)
 

@@ -123,10 +123,10 @@ def test_a_forgotten_object_is_more_suspicious_than_every_outline_drawn_a_pixel_
     truth = disc(20, 20, 9) | disc(60, 60, 9)
     wide = disc(20, 20, 10) | disc(60, 60, 10)
     forgotten = disc(20, 20, 9)
-    assert suspect(sure_of(truth), truth).score == 0
-    assert suspect(sure_of(truth), wide).score == 0
+    assert not suspect(sure_of(truth), truth).regions
+    assert not suspect(sure_of(truth), wide).regions
     found = suspect(sure_of(truth), forgotten)
-    assert found.score > 0.5
+    assert found.score > 0.8 > 0.2 > suspect(sure_of(truth), wide).score > suspect(sure_of(truth), truth).score
     assert (found.regions[0].low, found.regions[0].high) == ((51, 51), (70, 70))
     assert (found.regions[0].written, found.regions[0].seen) == (0, 1)
 
@@ -134,8 +134,9 @@ def test_a_forgotten_object_is_more_suspicious_than_every_outline_drawn_a_pixel_
 def test_an_unsure_model_accuses_nobody_and_unseen_pixels_are_nobodys_fault() -> None:
     truth = disc(20, 20, 9)
     unsure = np.where(truth == np.arange(2).reshape(2, 1, 1), 0.55, 0.45)
-    assert suspect(unsure, np.zeros_like(truth)).score == 0
-    assert suspect(sure_of(truth), np.full_like(truth, IGNORE)).score == 0
+    assert not suspect(unsure, np.zeros_like(truth)).regions
+    unseen = suspect(sure_of(truth), np.full_like(truth, IGNORE))
+    assert (unseen.score, unseen.regions) == (0, ())
 
 
 def test_maps_of_another_resolution_are_put_on_the_grid_by_the_nearest_pixel() -> None:
@@ -211,7 +212,16 @@ def test_the_job_writes_the_report_and_its_lists(digits: Cohort, tmp_path: Path)
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert "perfect overlaps with reference by a Dice of 1.000" in done.stdout
-    assert {path.name for path in tmp_path.iterdir()} == {"index.html", "report.md", "scores.csv", "suspects.csv"}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "index.html",
+        "report.md",
+        "scores.csv",
+        "suspects.csv",
+        "labels.csv",
+    }
+    with (tmp_path / "labels.csv").open() as file:
+        doubts = [float(row["doubt"]) for row in csv.DictReader(file)]
+    assert doubts == sorted(doubts, reverse=True)
     with (tmp_path / "scores.csv").open() as file:
         assert {row["model"] for row in csv.DictReader(file)} == {"rayters", "perfect"}
 

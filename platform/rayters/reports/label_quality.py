@@ -7,10 +7,10 @@ Shapes: K classes, S spatial axes. posterior (K, *S) of a model that was not tra
                           between any person and any net, but a nucleus that was forgotten, or one that was drawn twice, is thick
     region                connected pixels of one quarrel (label -> model's class); its score is the sum over its pixels of
                           evidence * (depth - margin)+, relative to the typical area of an object of the case
-    case                  the score of its worst region: a sum over many doubtful outlines hides the one gross error
+    label map             1 - a soft minimum over pixels of the label's probability, smoothed by the width of an outline
 
-For a whole image, cleanlab takes a soft minimum of the label's probability over pixels (Lad & Mueller 2023, arXiv 2307.05080), which
-thin outlines dominate. jobs/bench_label_quality.py compares the two where the true errors are known.
+The soft minimum is cleanlab's (Lad & Mueller 2023, arXiv 2307.05080), where thin outlines dominate it; smoothed they fade, and what is
+thick stays. jobs/bench_label_quality.py compares the two where the true errors are known.
 """
 
 from dataclasses import dataclass
@@ -23,6 +23,8 @@ from casebook import IGNORE
 
 SURE = 0.8  # a model that gives its class less is not heard
 MARGIN_PX = 1.0  # outlines may differ by so much; both were chosen on 21 images, see docs/results/label_quality.md
+OUTLINE_PX = 2.0  # standard deviation of the smoothing
+SHARPNESS = 0.1  # of the soft minimum, as cleanlab has it; the smaller, the more one bad place decides
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +44,7 @@ class Region:
 
 @dataclass(frozen=True, kw_only=True)
 class Suspicion:
-    """A label map, judged. score: >= 0, 0 for one that nobody should look at; regions: most suspicious first."""
+    """A label map, judged. score: in [0, 1], higher is more suspicious; regions: most suspicious first."""
 
     score: float
     regions: tuple[Region, ...]
@@ -61,7 +63,17 @@ def suspect(posterior: NDArray[np.floating], labels: NDArray[np.uint8], *, most:
         quarrel = looked & sure & (written == pair[0]) & (seen == pair[1])
         regions += _regions(quarrel, evidence, typical, pair)
     regions.sort(key=lambda region: -region.score)
-    return Suspicion(score=max((region.score for region in regions), default=0.0), regions=tuple(regions[:most]))
+    return Suspicion(score=doubt(posterior, labels), regions=tuple(regions[:most]))
+
+
+def doubt(posterior: NDArray[np.floating], labels: NDArray[np.uint8]) -> float:
+    """How improbable the worst parts of a label map are, in [0, 1]; 0 where nobody looked."""
+    looked = labels != IGNORE
+    written = np.where(looked, labels, 0).astype(np.int64)
+    believed = np.where(looked, np.take_along_axis(posterior, written[None], 0)[0], 1.0)
+    unlikely = 1 - ndimage.gaussian_filter(believed, OUTLINE_PX)
+    weights = np.exp((unlikely - unlikely.max()) / SHARPNESS)
+    return float((weights * unlikely).sum() / weights.sum())
 
 
 def _evidence(

@@ -12,6 +12,7 @@ from rayters.reports.statistics import Comparison
 from rayters.reports.study import Study
 from rayters.reports.thumbnails import person_colour
 
+MOST_DOUBTED = 10  # label maps in the list; labels.csv has all
 MEANING = {
     "Dice": "How much two outlines overlap: 1 is the same area, 0 none of it. IoU says the same on a stricter scale.",
     "HD95, ASSD": "How far apart two outlines are, in micrometres: the 95th percentile, and the mean. Infinite where one drew nothing.",
@@ -110,7 +111,12 @@ def markdown(study: Study) -> str:
         for s in study.suspects[:20]
     ]
     parts += ["## Labels to look at", _md(["case", "annotator", "score", "pixels", "written → seen"], lines)]
+    parts += ["Whole label maps, the least probable first:", _md(["case", "annotator", "doubt"], _doubts(study))]
     return "\n\n".join(parts) + "\n"
+
+
+def _doubts(study: Study) -> list[list[str]]:
+    return [[d.case, d.annotator, f"{d.score:.3f}"] for d in study.doubts[:MOST_DOUBTED]]
 
 
 def _quarrel(study: Study, written: int, seen: int) -> str:
@@ -225,7 +231,9 @@ def _suspects(study: Study) -> str:
     if not cards:
         return "<h2>Labels to look at</h2><p>None: no label contradicts a confident prediction, or no posterior was found.</p>"
     explained = "Regions in which a confident model contradicts a label by more than the width of an outline, most suspicious first."
-    return f'<h2>Labels to look at</h2><p class="soft">{explained}</p><div class="grid">{"".join(cards)}</div>'
+    doubted = "; ".join(f"{escape(case)} by {escape(who)} ({score})" for case, who, score in _doubts(study))
+    whole = f'<p class="soft">Whole label maps, the least probable first (0 to 1): {doubted}.</p>'
+    return f'<h2>Labels to look at</h2><p class="soft">{explained}</p><div class="grid">{"".join(cards)}</div>{whole}'
 
 
 def _gallery(study: Study) -> str:

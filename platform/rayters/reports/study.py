@@ -3,7 +3,6 @@
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from operator import attrgetter
 
 import numpy as np
 
@@ -28,14 +27,22 @@ MOST_SHOWN = 24  # suspicious regions in a report; the list beside it has all of
 
 @dataclass(frozen=True, kw_only=True)
 class Suspect:
-    """A region of somebody's label that a model contradicts; case_score is that of the whole label map."""
+    """A region of somebody's label that a model contradicts."""
 
     case: str
     annotator: str
-    case_score: float
     region: Region
     level: int
     thumbnail: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Doubt:
+    """How improbable somebody's label map of a case is, see label_quality; score in [0, 1]."""
+
+    case: str
+    annotator: str
+    score: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +66,21 @@ class Study:
     portraits: dict[str, list[Portrait]] = field(default_factory=dict)
     faces: dict[str, str] = field(default_factory=dict)  # annotator -> thumbnail of the case in which it differs most
     suspects: list[Suspect] = field(default_factory=list)
+    doubts: list[Doubt] = field(default_factory=list)
     shown: list[Shown] = field(default_factory=list)
+
+    def judge(self, seen: Compared) -> None:
+        """Every annotator's label against the models' mean posterior; the reference where nobody drew."""
+        if not seen.posterior:
+            return
+        posterior, case = np.mean([*seen.posterior.values()], axis=0), seen.row.case
+        raters = seen.annotators or ({"reference": seen.reference} if seen.reference is not None else {})
+        for name, labels in raters.items():
+            verdict = suspect(posterior, labels)
+            self.doubts.append(Doubt(case=case, annotator=name, score=verdict.score))
+            self.suspects += [
+                Suspect(case=case, annotator=name, region=region, level=seen.level) for region in verdict.regions
+            ]
 
     def table(self, metric: str, *, raters: str) -> dict[str, dict[str, float]]:
         """Model -> group -> value. raters: 'truth', or 'annotators' for the mean over all of them."""
@@ -115,7 +136,7 @@ def make_study(
     warnings.filterwarnings("ignore", message=".*may result in nan/inf distance.*")
     for seen in cases or (open_compared(cohort, row, models) for row in cohort.cases):
         study.scores += score_case(seen, classes, reference=cohort.reference, tolerance_um=tolerance_um)
-        study.suspects += suspects_of(seen)
+        study.judge(seen)
         for report in reports.values():
             report.add(seen)
     if not study.scores:
@@ -125,23 +146,8 @@ def make_study(
         )
     study.portraits = {name: report.portraits() for name, report in reports.items()}
     study.suspects.sort(key=lambda each: -each.region.score)
+    study.doubts.sort(key=lambda each: -each.score)
     return study
-
-
-def suspects_of(seen: Compared) -> list[Suspect]:
-    """Regions of every annotator's label that the models' mean posterior contradicts; of the reference where nobody drew."""
-    if not seen.posterior:
-        return []
-    posterior = np.mean([*seen.posterior.values()], axis=0)
-    raters = seen.annotators or ({"reference": seen.reference} if seen.reference is not None else {})
-    found = []
-    for name, labels in raters.items():
-        verdict = suspect(posterior, labels)
-        found += [
-            Suspect(case=seen.row.case, annotator=name, case_score=verdict.score, region=region, level=seen.level)
-            for region in verdict.regions
-        ]
-    return found
 
 
 def add_pictures(study: Study, models: Sequence[Predicted], *, most: int = MOST_SHOWN, gallery: int = 6) -> None:
@@ -183,11 +189,3 @@ def _spread_of_cases(study: Study, model: str, number: int) -> list[tuple[str, f
     ranked = sorted(((case, float(np.mean(values))) for case, values in by_case.items()), key=lambda pair: pair[1])
     picks = sorted({round(i) for i in np.linspace(0, len(ranked) - 1, min(number, len(ranked)))})
     return [ranked[i] for i in picks]
-
-
-def case_ranking(study: Study) -> list[tuple[str, str, float]]:
-    """(case, annotator, score) most suspicious first."""
-    best = {(each.case, each.annotator): each for each in study.suspects}
-    return [
-        (e.case, e.annotator, e.case_score) for e in sorted(best.values(), key=attrgetter("case_score"), reverse=True)
-    ]
