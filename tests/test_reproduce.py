@@ -8,9 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from casebook import Layer, describe_case, open_case, write_case, write_cohort
+
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "jobs"))
 
+from reproduce_cells import Setting, spoilt  # noqa: E402
 from reproduce_foveation import (  # noqa: E402
     DISC_PX,
     FAR_PX,
@@ -46,6 +49,28 @@ def test_a_third_of_the_discs_are_tumour_in_both_halves() -> None:
         halves = (truth[:, : SIDE_PX // 2].mean(), truth[:, SIDE_PX // 2 :].mean())
         left, right = left + halves[not dark_first], right + halves[dark_first]
     assert 0.8 < left / right < 1.25
+
+
+def read(url: str, layer: str) -> np.ndarray:
+    case = open_case(url)
+    return case.read_labels((layer,), 0, (0, 0), case.shapes[0])[0]
+
+
+def test_as_many_pictures_are_spoilt_as_were_asked_for_and_the_reference_never(tmp_path: Path) -> None:
+    truth = np.zeros((48, 48), np.uint8)
+    truth[12:36, 12:36] = 1
+    rows = []
+    for number in range(6):
+        layers = {Layer(id="crowd"): truth, Layer(id="gold", role="reference"): truth}
+        url = f"{tmp_path}/clean/c{number}.ome.zarr"
+        case = write_case(url, truth[None] * 9, spacing_um=(1.0, 1.0), classes=("bg", "cell"), layers=layers)
+        rows.append(describe_case(case, split="train", group=str(number)))
+    clean = write_cohort(tmp_path / "clean", rows, name="clean", classes=("bg", "cell"), reference="gold")
+    noisy = spoilt(clean, tmp_path / "noisy", Setting(share=0.5, bias="grow"), seed=0)
+    drawn = [read(row.url, "drawing") for row in noisy.cases]
+    assert sum((each != truth).any() for each in drawn) == 3
+    assert all((each >= truth).all() for each in drawn)  # grown, never shrunk
+    assert all((read(row.url, "gold") == truth).all() for row in noisy.cases)
 
 
 def test_a_line_of_the_table_is_the_mean_over_its_seeds() -> None:

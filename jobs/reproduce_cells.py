@@ -1,0 +1,218 @@
+"""Soft labels and effective supervision on real annotators with noise on top: jobs/reproduce.py cells.
+
+The pictures are BU-BIL's d4, one fluorescent cell each; seven drawings by a crowd to learn from, and the majority of three experts to
+measure against, who are never learnt from. Felfeliyan et al. 2022 and Shi & Wu 2021 published neither code nor all figures.
+
+    soft, soft biased    every drawing of the crowd is spoilt with probability one half: Li et al.'s superpixel-guided noise, 70 % of the
+                         foreground changed; biased: always grown
+    30 %, 50 %, 70 %     one drawing per picture, of a member of the crowd at random; so many pictures' drawings are spoilt
+    50 % biased          likewise, always grown
+
+Methods that want the share of noisy pictures are told the true one, co-teaching as well as effective supervision.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from casebook import (
+    CaseNotFoundError,
+    CaseRow,
+    Cohort,
+    Layer,
+    describe_case,
+    open_case,
+    open_cohort,
+    write_case,
+    write_cohort,
+)
+from casebook.ingest import Ingest, ingest
+from rayters.annotators.noise import Bias, SuperpixelGuided
+from rayters.inference.predict import predict_region
+from rayters.inference.tiling import Tiling
+from rayters.methods import CoTeaching, EffectiveSupervision, MajorityVote, Method, OneAnnotator, SoftLabels
+from rayters.metrics.calibration import calibration
+from rayters.metrics.overlap import dice_per_image
+from rayters.networks.backbone import UNet
+from rayters.patches.sampling import Sampling
+from rayters.reports.rows import Row
+from rayters.training.local import train_locally
+from rayters.training.run import Run
+from rayters.tuning.sweep import Report
+from reproduce_study import Measure, Measured, Study, summary
+
+Labels = NDArray[np.uint8]
+TILE_PX = 44  # the smallest picture has 45 px
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """share: of drawings (all: of the seven, each for itself) or of pictures (one drawing each) that are spoilt."""
+
+    share: float
+    all: bool = False
+    bias: Bias = "none"
+
+
+SETTINGS: Mapping[str, Setting] = {
+    "soft": Setting(share=0.5, all=True),
+    "soft biased": Setting(share=0.5, all=True, bias="grow"),
+    "30 %": Setting(share=0.3),
+    "50 %": Setting(share=0.5),
+    "70 %": Setting(share=0.7),
+    "50 % biased": Setting(share=0.5, bias="grow"),
+}
+HARD: Mapping[str, tuple[str, Method]] = {
+    "bce_one": ("BCE, one annotator", OneAnnotator()),
+    "bce_vote": ("BCE, vote", MajorityVote(dice=0)),
+    "soft": ("soft labels, NCE + RCE", SoftLabels()),
+    "soft_proper": ("soft labels, NFL + MAE, proper", SoftLabels(loss_name="nfl+mae", variant="proper")),
+}
+NOISY: Mapping[str, tuple[str, Method]] = {
+    "ce": ("cross-entropy", MajorityVote(dice=0)),
+    "co_teaching": ("co-teaching", CoTeaching(level="patch")),
+    "supervision": ("effective supervision", EffectiveSupervision()),
+}
+TITLES = {key: title for key, (title, _) in {**HARD, **NOISY}.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cells(Study):
+    """Felfeliyan et al. 2022, Shi & Wu 2021: soft labels and effective supervision, on a crowd's drawings with noise on top."""
+
+    only: tuple[str, ...] = tuple(TITLES)  # rows, by key
+    settings: tuple[str, ...] = tuple(SETTINGS)
+    source: str = (
+        "../shared/data/bubil/d4"  # a folder for each picture, with image, crowd_1 ... crowd_7, expert_*, gold
+    )
+    epochs: int = 12
+    patches: int = 200  # an epoch's
+    width: int = 8
+    storage: str = "rayters-runs/reproduce-cells"
+    noise_seed: int = field(default=0)
+
+    def hurried(self) -> "Cells":
+        return replace(self, epochs=1, patches=32, width=4, seeds=1)
+
+    def trials(self) -> list[dict[str, Any]]:
+        sizes = {"epochs": self.epochs, "patches": self.patches, "width": self.width, "noise": self.noise_seed}
+        return [
+            {"row": row, "setting": setting, "seed": seed} | sizes
+            for setting in self.settings
+            for row in (HARD if SETTINGS[setting].all else NOISY)
+            if row in self.only
+            for seed in range(self.seeds)
+        ]
+
+    def data(self) -> dict[str, Cohort]:
+        """One cohort for each setting; test and validation split as ingested, validation labels as noisy as the training's."""
+        root = Path(self.storage).absolute()
+        clean = self._ingested(root / "crowd")
+        return {
+            name: spoilt(clean, root / f"{name}-{self.noise_seed}", SETTINGS[name], seed=self.noise_seed)
+            for name in self.settings
+        }
+
+    def _ingested(self, to: Path) -> Cohort:
+        options = {"skip": ("expert_*",), "reference": "gold", "empty": "ignore", "identities": "anonymous"}
+        ingest(Ingest(source=self.source, to=str(to), name="crowd", **options))
+        return open_cohort(str(to))
+
+    @property
+    def measure(self) -> Measure:
+        return measure
+
+    def lines(self, measured: Sequence[Measured]) -> list[dict[str, Any]]:
+        return summary(measured, TITLES)
+
+    def rows(self, lines: Sequence[dict[str, Any]]) -> list[Row]:
+        return goal_rows({(line["setting"], line["key"]): line["dice"] for line in lines})
+
+    def about(self) -> dict[str, Any]:
+        size = f"43 + 6 + 12 pictures, {self.epochs} epochs of {self.patches} patches of {TILE_PX} px, U-Net of width {self.width}"
+        return {
+            "experiment": "soft labels and effective supervision on BU-BIL d4, a crowd with noise on top",
+            "protocol": size,
+        }
+
+
+def goal_rows(dice: Mapping[tuple[str, str], float]) -> list[Row]:
+    """The figures that have a goal."""
+    rows = []
+    for setting in SETTINGS:
+        pairs = (
+            [("soft", "bce_one", ">= 1.08"), ("soft", "bce_vote", "")]
+            if SETTINGS[setting].all
+            else [("supervision", "ce", "> 1"), ("supervision", "co_teaching", ">= 1")]
+        )
+        for ours, peer, goal in pairs:
+            if (setting, ours) in dice and (setting, peer) in dice:
+                name = f"{TITLES[ours]} / {TITLES[peer]}, {setting}, Dice"
+                rows.append(Row(row=name, value=dice[setting, ours], reference=dice[setting, peer], goal=goal))
+    return rows
+
+
+def spoilt(clean: Cohort, to: Path, setting: Setting, *, seed: int) -> Cohort:
+    """The cohort with noise on top of training and validation drawings, made if it is not there."""
+    try:
+        return open_cohort(str(to))
+    except CaseNotFoundError:
+        noise = SuperpixelGuided(share=0.7, bias=setting.bias)
+    order = np.random.default_rng([seed, 0]).permutation(len(clean.cases))
+    names = clean.annotators if setting.all else ("drawing",)
+    rows: list[CaseRow] = []
+    for number, row in enumerate(clean.cases):
+        case, rng = open_case(row.url), np.random.default_rng([seed, 1, number])
+        drawn = case.read_labels(clean.annotators, 0, (0, 0), case.shapes[0])
+        kept = drawn if setting.all else drawn[[int(rng.choice(_drawn(drawn)))]]
+        wrong = rng.random(len(kept)) < setting.share if setting.all else [order[number] < setting.share * len(order)]
+        layers = {
+            Layer(id=name): noise.draw(labels, rng) if spoil else labels
+            for name, labels, spoil in zip(names, kept, wrong, strict=True)
+        }
+        layers |= {Layer(id="gold", role="reference"): case.read_labels(("gold",), 0, (0, 0), case.shapes[0])[0]}
+        url = f"{to}/{row.case}.ome.zarr"
+        image = case.read_image(0, (0, 0), case.shapes[0])
+        write_case(url, image, spacing_um=(1.0, 1.0), classes=clean.classes, layers=layers, existing="replace")
+        rows.append(describe_case(open_case(url), split=row.split, group=row.group))
+    return write_cohort(str(to), rows, name=to.name, classes=clean.classes, annotators=names, reference="gold")
+
+
+def _drawn(layers: Labels) -> NDArray[np.int64]:
+    """Which layers somebody drew anything on."""
+    return np.flatnonzero([(layer == 1).any() for layer in layers])
+
+
+def measure(trial: Mapping[str, Any], cohorts: Mapping[str, Cohort], report: Report) -> dict[str, Any]:
+    """One training from one seed against the experts' majority on the test pictures: {"dice", "ece"}."""
+    torch.set_num_threads(1)
+    cohort, setting = cohorts[trial["setting"]], SETTINGS[trial["setting"]]
+    method = {**HARD, **NOISY}[trial["row"]][1]
+    if isinstance(method, CoTeaching | EffectiveSupervision):
+        method = replace(method, noisy_share=setting.share)
+    run = Run(
+        method=method,
+        network=UNet(width=trial["width"]),
+        patch_px=(TILE_PX, TILE_PX),
+        epochs=trial["epochs"],
+        sampling=Sampling(patches_per_epoch=trial["patches"]),
+        seed=trial["seed"],
+        restarts=0,
+        force=True,  # a slot of the crowd is taken for a person by the row of one annotator
+    )
+    with TemporaryDirectory(prefix="rayters-cells-") as folder:
+        model = train_locally(run, cohort, Path(folder))
+    pairs, calibrated = [], []
+    for row in cohort.split("test").cases:
+        case = open_case(row.url)
+        seen = predict_region(model, case, tiling=Tiling(overlap=0.5, annotators=False))
+        gold = case.read_labels(("gold",), 0, (0, 0), case.shapes[0])[0]
+        pairs.append((seen.labels, gold))
+        calibrated.append(calibration(seen.posterior, gold).ece)
+    return {"dice": float(np.nanmean(dice_per_image(pairs, classes=2))), "ece": float(np.mean(calibrated))}
