@@ -5,6 +5,7 @@
     python jobs/reproduce.py mnist --only ours paper    some rows; results already measured are re-used, so a killed job goes on
     python jobs/reproduce.py foveation                  Jin et al. 2020, what to look at, where fine and coarse texture decide by turns
     python jobs/reproduce.py cells                      Felfeliyan et al. 2022 and Shi & Wu 2021, on a crowd's drawings with noise on top
+    python jobs/reproduce.py lidc (or vessels)          the same on radiologists' nodules, on two observers of the retina
 
 Trials run on the Ray cluster that is found, or on this machine. Every row is the mean over seeds, with its spread.
 """
@@ -23,9 +24,9 @@ import tyro
 from rayters.reports.rows import rows_table, table, write_rows
 from rayters.training.connect import connected
 from rayters.tuning.sweep import run_trials
-from reproduce_cells import Cells
 from reproduce_foveation import Foveation
 from reproduce_mnist import Mnist
+from reproduce_noise import Cells, Lidc, Vessels
 from reproduce_study import Study
 
 COLUMNS = {"dice": "Dice", "sd": "sd", "worst": "worst", "of_ceiling": "/ ceiling", "of_best_fixed": "/ best fixed", "paper": "paper",
@@ -34,6 +35,8 @@ Command = (
     Annotated[Mnist, tyro.conf.subcommand("mnist")]
     | Annotated[Foveation, tyro.conf.subcommand("foveation")]
     | Annotated[Cells, tyro.conf.subcommand("cells")]
+    | Annotated[Lidc, tyro.conf.subcommand("lidc")]
+    | Annotated[Vessels, tyro.conf.subcommand("vessels")]
 )
 
 

@@ -13,7 +13,6 @@ from casebook import Layer, describe_case, open_case, write_case, write_cohort
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "jobs"))
 
-from reproduce_cells import Setting, spoilt  # noqa: E402
 from reproduce_foveation import (  # noqa: E402
     DISC_PX,
     FAR_PX,
@@ -25,6 +24,7 @@ from reproduce_foveation import (  # noqa: E402
     goal_rows,
     slide,
 )
+from reproduce_noise import Setting, spoilt  # noqa: E402
 from reproduce_study import summary  # noqa: E402
 
 
