@@ -101,25 +101,27 @@ class Mnist(Study):
 
     only: tuple[str, ...] = tuple(TABLE)  # rows, by key
     settings: tuple[Setting, ...] = ("dense", "one")
-    seeds_ours: int = 10  # of the rows 'ours' and 'ceiling'
+    seeds_ours: int = 10  # of the row 'ours', and of 'ceiling' with dense labels
     digits: int = 10_000  # split 8 : 1 : 1
-    epochs: int = 5
+    epochs: int = 2  # of dense labels
+    epochs_one: int = 5  # of one label per image, a fifth of the labels: with 2, ours goes astray in three seeds of ten
     width: int = 12
     mnist: str = MNIST
     storage: str = "rayters-runs/reproduce-mnist"
 
     def hurried(self) -> "Mnist":
-        return replace(self, digits=300, epochs=1, width=4, seeds=1, seeds_ours=1)
+        return replace(self, digits=300, epochs=1, epochs_one=1, width=4, seeds=1, seeds_ours=1)
 
     def trials(self) -> list[dict[str, Any]]:
-        """One for each row, setting and seed; the clean labels have one setting."""
-        sizes = {"digits": self.digits, "epochs": self.epochs, "width": self.width}
+        """One for each row, setting and seed; the clean labels are learnt as long as the setting's own."""
+        epochs = {"dense": self.epochs, "one": self.epochs_one}
+        many = {("ours", "dense"), ("ours", "one"), ("ceiling", "dense")}
         return [
-            {"row": row, "setting": setting, "seed": seed} | sizes
+            {"row": row, "setting": setting, "seed": seed, "digits": self.digits, "epochs": epochs[setting]}
+            | {"width": self.width}
             for row in self.only
             for setting in self.settings
-            if not (row == "ceiling" and setting == "one")
-            for seed in range(self.seeds_ours if row in ("ours", "ceiling") else self.seeds)
+            for seed in range(self.seeds_ours if (row, setting) in many else self.seeds)
         ]
 
     def data(self) -> np.ndarray:
@@ -132,10 +134,11 @@ class Mnist(Study):
     def lines(self, measured: Sequence[Measured]) -> list[dict[str, Any]]:
         """With the share of the clean ceiling, and the paper's figures."""
         lines = summary(measured, {key: entry.title for key, entry in TABLE.items()})
-        ceiling = next((line["dice"] for line in lines if line["key"] == "ceiling"), None)
+        ceilings = {line["setting"]: line["dice"] for line in lines if line["key"] == "ceiling"}
         for line in lines:
             paper = getattr(TABLE[line["key"]], line["setting"]) or (None, None)
             line |= {"paper_dice": paper[0], "paper_rmse": paper[1], "paper": paper[0] / ORACLE if paper[0] else None}
+            ceiling = ceilings.get(line["setting"])
             for name, of in (("of_ceiling", "dice"), ("worst_of_ceiling", "worst")):
                 line[name] = line[of] / ceiling if ceiling else None
         return lines
@@ -144,7 +147,8 @@ class Mnist(Study):
         return goal_rows({(line["key"], line["setting"]): line for line in lines})
 
     def about(self) -> dict[str, Any]:
-        size = f"{self.digits} digits split 8:1:1, noise {NOISE}, {self.epochs} epochs, batch 50, U-Net of width {self.width}"
+        epochs = f"{self.epochs} epochs of dense labels, {self.epochs_one} of one label per image"
+        size = f"{self.digits} digits split 8:1:1, noise {NOISE}, {epochs}, batch 50, U-Net of width {self.width}"
         return {"experiment": "Zhang et al. 2020, MNIST, five simulated annotators", "protocol": size}
 
 
