@@ -57,9 +57,7 @@ class Job:
     side: int = 256  # pixels of a request's picture
     replicas: int = 2  # that hold the model, one CPU thread each; as many uvicorn workers
     port: int = 18600
-    store: str | None = (
-        None  # an s3:// folder to write a cohort to: regions are then also served from there, through the cache
-    )
+    store: str | None = None  # s3:// folder for a cohort, from which regions are served too, through the cache
     json: str | None = None  # write the table's rows to this file
 
 
