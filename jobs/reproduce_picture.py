@@ -14,14 +14,18 @@ OURS, PAPER = "#1f6f8b", "#c8553d"
 
 
 def paint(path: str | Path, lines: Sequence[Mapping[str, Any]], *, title: str) -> None:
-    """Writes one panel per setting, rows in the order of the table. ``paper`` of a line is its figure as a share of the paper's oracle."""
+    """Writes a panel for each setting, rows in the order of the table. ``paper`` of a line: as a share of its oracle."""
     settings = list(dict.fromkeys(line["setting"] for line in lines))
     parts = {setting: [line for line in lines if line["setting"] == setting] for setting in settings}
-    height = 1.2 + 0.28 * max(len(part) for part in parts.values())
+    columns = min(2, len(settings))
+    rows = -(-len(settings) // columns)
+    height = rows * (0.9 + 0.26 * max(len(part) for part in parts.values()))
     figure, panels = plt.subplots(
-        1, len(settings), figsize=(5.6 * len(settings), height), squeeze=False, layout="constrained"
+        rows, columns, figsize=(5.6 * columns, height + 0.4), squeeze=False, layout="constrained"
     )
-    for panel, (setting, part) in zip(panels[0], parts.items(), strict=True):
+    for panel in panels.flat[len(settings) :]:
+        panel.axis("off")
+    for panel, (setting, part) in zip(panels.flat, parts.items(), strict=False):
         _panel(panel, part)
         panel.set_title(setting, fontsize=10)
     figure.suptitle(title, fontsize=10)
@@ -38,6 +42,7 @@ def _panel(panel: Axes, lines: Sequence[Mapping[str, Any]]) -> None:
             panel.scatter(line["paper"], place, marker="D", facecolors="none", edgecolors=PAPER, s=34, zorder=4)
     panel.set_yticks(range(len(lines)), [line["title"] for line in reversed(lines)], fontsize=8)
     panel.set_xlim(0, 1.05)
+    panel.set_ylim(-0.6, len(lines) - 0.4)
     panel.axvline(1.0, color="grey", linewidth=0.6)
     panel.set_xlabel(
         "Dice" if scale == 1.0 else "Dice / clean-label ceiling (diamonds: the paper's, of its oracle)", fontsize=8
