@@ -113,7 +113,10 @@ class Foveation(Study):
         ]
 
     def data(self) -> dict[str, Cohort]:
-        return {setting: slides(Path(self.storage).absolute() / setting, setting) for setting in ("clean", "five")}
+        return {
+            setting: slides(Path(self.storage).absolute() / setting, setting)
+            for setting in {TABLE[row].setting for row in self.only}
+        }
 
     @property
     def measure(self) -> Measure:
