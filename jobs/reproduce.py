@@ -21,6 +21,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from casebook import CasebookError
 from rayters.reports.rows import rows_table, table, write_rows
 from rayters.training.connect import connected
 from rayters.tuning.sweep import run_trials
@@ -42,12 +43,11 @@ Command = (
 
 def main(study: Study) -> None:
     """Runs what is missing, prints the table, writes it where asked."""
+    _check(study)
     study = study.hurried() if study.quick else study
-    trials = study.trials()
+    trials, data = study.trials(), study.data()
     with connected(cpus=study.max_cpus):
-        results = run_trials(
-            study.measure, trials, Path(study.storage), data=study.data(), cpus=study.cpus, gpus=study.gpus
-        )
+        results = run_trials(study.measure, trials, Path(study.storage), data=data, cpus=study.cpus, gpus=study.gpus)
     lines = study.lines([(trial, result) for trial, result in zip(trials, results, strict=True) if result])
     rows = study.rows(lines)
     print(f"{_table(lines)}\n\n{rows_table(rows)}")
@@ -61,6 +61,17 @@ def main(study: Study) -> None:
         from reproduce_picture import paint
 
         paint(study.picture, lines, title=study.about()["experiment"])
+
+
+def _check(study: Study) -> None:
+    """Raises:
+    ValueError: a row or a setting that the experiment has not.
+    """
+    every = type(study)()
+    for name in ("only", "settings"):
+        known = getattr(every, name, ())
+        if strange := [each for each in getattr(study, name, ()) if each not in known]:
+            raise ValueError(f"--{name} {', '.join(strange)}: known are {', '.join(known)}")
 
 
 def _table(lines: Sequence[Mapping[str, Any]]) -> str:
@@ -90,5 +101,5 @@ def _circumstances() -> dict[str, Any]:
 if __name__ == "__main__":
     try:
         main(tyro.cli(Command, description=__doc__))  # type: ignore[arg-type]
-    except (OSError, ValueError, RuntimeError) as error:
+    except (CasebookError, OSError, ValueError, RuntimeError) as error:
         sys.exit(f"error: {error}")

@@ -99,3 +99,11 @@ def test_the_job_writes_its_table_its_record_and_its_picture(tmp_path: Path) -> 
     assert record["rows"][0]["seeds"] == Foveation().hurried().seeds == 1
     assert (tmp_path / "table.png").read_bytes()[:4] == b"\x89PNG"
     assert json.loads((tmp_path / "rows.json").read_text()) == []  # none of the rows with a goal was asked for
+
+
+def test_a_row_that_is_not_in_the_table_is_named_before_anything_runs(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "jobs/reproduce.py"), "foveation", "--only", "nobody"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode != 0
+    assert "--only nobody: known are fixed_1, fixed_2" in done.stderr
+    assert not list(tmp_path.iterdir())
