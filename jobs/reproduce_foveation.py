@@ -13,11 +13,9 @@ decides, bright for tumour.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
@@ -34,25 +32,17 @@ from casebook import (
 )
 from rayters.annotators.simulate import FIVE
 from rayters.gaze import AverageGaze, EnsembleGaze, FixedGaze, FoveationGaze, Gaze, RandomGaze
-from rayters.inference.predict import predict_region
-from rayters.inference.tiling import Tiling
 from rayters.methods import AnnotatorConfusion, MajorityVote, Method
 from rayters.metrics.overlap import dice_per_image
 from rayters.networks.backbone import UNet
 from rayters.patches.sampling import Sampling
 from rayters.reports.rows import Row
-from rayters.training.local import train_locally
 from rayters.training.run import Run
 from rayters.tuning.sweep import Report
-from reproduce_study import Measure, Measured, Study, summary
+from reproduce_study import Measure, Measured, Study, summary, train_and_test
 
-SIDE_PX, CELL_PX, DISC_PX, MARK_PX, FAR_PX = (
-    432,
-    (24, 72),
-    16,
-    8,
-    44,
-)  # a disc in each cell, its mark FAR_PX to the right
+SIDE_PX, CELL_PX = 432, (24, 72)  # of a slide, and of its cells, each with one disc
+DISC_PX, MARK_PX, FAR_PX = 16, 8, 44  # sides of a disc and of its mark, which lies so far to the right
 TILE_PX, VIEWS = 32, (1.0, 2.0, 4.0)
 TUMOUR = 1 / 3  # of the discs
 STAIN, DISC, STRIPE, MARK, NOISE = (110, 140), 40, 30, 50, 6.0  # grey values
@@ -200,7 +190,6 @@ def _disc(shape: tuple[int, ...], low: NDArray[np.int64], side: int) -> NDArray[
 
 def measure(trial: Mapping[str, Any], cohorts: Mapping[str, Cohort], report: Report) -> dict[str, Any]:
     """One training from one seed, measured against the truth of the test slides: {"dice"}."""
-    torch.set_num_threads(1)
     entry, cohort = TABLE[trial["row"]], cohorts[trial["setting"]]
     run = Run(
         method=entry.method,
@@ -212,11 +201,5 @@ def measure(trial: Mapping[str, Any], cohorts: Mapping[str, Cohort], report: Rep
         sampling=Sampling(patches_per_epoch=trial["patches"]),
         seed=trial["seed"],
     )
-    with TemporaryDirectory(prefix="rayters-foveation-") as folder:
-        model = train_locally(run, cohort, Path(folder))
-    pairs = []
-    for row in cohort.split("test").cases:
-        case = open_case(row.url)
-        labels = predict_region(model, case, tiling=Tiling(overlap=0.5, annotators=False)).labels
-        pairs.append((labels, case.read_labels(("reference",), 0, (0, 0), case.shapes[0])[0]))
+    pairs = [(seen.labels, truth) for seen, truth in train_and_test(run, cohort)]
     return {"dice": float(np.nanmean(dice_per_image(pairs, classes=2)))}

@@ -17,11 +17,9 @@ Methods that want the share of noisy pictures are told the true one, co-teaching
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from casebook import (
@@ -39,18 +37,15 @@ from casebook import (
 from casebook.ingest import Ingest, ingest
 from rayters.annotators.fuse import majority_vote
 from rayters.annotators.noise import Bias, SuperpixelGuided
-from rayters.inference.predict import predict_region
-from rayters.inference.tiling import Tiling
 from rayters.methods import CoTeaching, EffectiveSupervision, MajorityVote, Method, OneAnnotator, SoftLabels
 from rayters.metrics.calibration import calibration
 from rayters.metrics.overlap import dice_per_image
 from rayters.networks.backbone import UNet
 from rayters.patches.sampling import Sampling
 from rayters.reports.rows import Row
-from rayters.training.local import train_locally
 from rayters.training.run import Run
 from rayters.tuning.sweep import Report
-from reproduce_study import Measure, Measured, Study, summary
+from reproduce_study import Measure, Measured, Study, summary, train_and_test
 
 Labels = NDArray[np.uint8]
 
@@ -235,7 +230,6 @@ def _drawn(layers: Labels) -> NDArray[np.int64]:
 
 def measure(trial: Mapping[str, Any], cohorts: Mapping[str, Cohort], report: Report) -> dict[str, Any]:
     """One training from one seed against the reference of the test cases: {"dice", "ece"}."""
-    torch.set_num_threads(1)
     cohort, setting = cohorts[trial["setting"]], SETTINGS[trial["setting"]]
     method = {**HARD, **NOISY}[trial["row"]][1]
     if isinstance(method, CoTeaching | EffectiveSupervision):
@@ -250,13 +244,7 @@ def measure(trial: Mapping[str, Any], cohorts: Mapping[str, Cohort], report: Rep
         restarts=0,
         force=True,  # a slot of the crowd is taken for a person by the row of one annotator
     )
-    with TemporaryDirectory(prefix="rayters-noise-") as folder:
-        model = train_locally(run, cohort, Path(folder))
-    pairs, calibrated = [], []
-    for row in cohort.split("test").cases:
-        case = open_case(row.url)
-        seen = predict_region(model, case, tiling=Tiling(overlap=0.5, annotators=False))
-        gold = _read(case, "gold")[0]
-        pairs.append((seen.labels, gold))
-        calibrated.append(calibration(seen.posterior, gold).ece)
-    return {"dice": float(np.nanmean(dice_per_image(pairs, classes=2))), "ece": float(np.mean(calibrated))}
+    tested = list(train_and_test(run, cohort))
+    dice = dice_per_image([(seen.labels, gold) for seen, gold in tested], classes=2)
+    ece = [calibration(seen.posterior, gold).ece for seen, gold in tested]
+    return {"dice": float(np.nanmean(dice)), "ece": float(np.mean(ece))}

@@ -1,12 +1,22 @@
 """What the experiments of jobs/reproduce.py have in common: trials over rows, settings and seeds, and a summary of them."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 
+from casebook import Cohort, open_case
+from rayters.inference.maps import Maps
+from rayters.inference.predict import predict_region
+from rayters.inference.tiling import Tiling
 from rayters.reports.rows import Row
+from rayters.training.local import train_locally
+from rayters.training.run import Run
 from rayters.tuning.sweep import Report
 
 Measure = Callable[[Mapping[str, Any], Any, Report], Mapping[str, Any]]
@@ -81,3 +91,15 @@ def _line(key: str, setting: str, title: str, results: Sequence[Mapping[str, Any
         values = [each[name] for each in results if each[name] is not None]
         line[name] = float(np.mean(values)) if values else None
     return line | {"each_dice": [round(float(one), 4) for one in dice]}
+
+
+def train_and_test(run: Run, cohort: Cohort) -> Iterator[tuple[Maps, NDArray[np.uint8]]]:
+    """One training on one core; then each test case as the model sees it, and the cohort's reference of it."""
+    torch.set_num_threads(1)
+    with TemporaryDirectory(prefix="rayters-reproduce-") as folder:
+        model = train_locally(run, cohort, Path(folder))
+    for row in cohort.split("test").cases:
+        case = open_case(row.url)
+        whole = (0,) * len(case.shapes[0]), case.shapes[0]
+        seen = predict_region(model, case, tiling=Tiling(overlap=0.5, annotators=False))
+        yield seen, case.read_labels((str(cohort.reference),), 0, *whole)[0]

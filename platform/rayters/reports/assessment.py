@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from casebook import IGNORE
+from rayters.inference.maps import most_probable
 from rayters.inference.whole import SeenCase
 from rayters.metrics.confusion_error import confusion_rmse, count_confusion, reliability
 from rayters.metrics.overlap import dice
@@ -56,7 +57,7 @@ def assess(model: Model, cases: Iterable[SeenCase]) -> Assessment:
     classes = len(model.classes)
     overlap, by_annotator, learnt, true = [], [], [], []
     for seen in cases:
-        predicted = seen.posterior.argmax(0).astype(np.uint8)
+        predicted = most_probable(seen.posterior)
         by_annotator.append([_dice_if_drawn(predicted, layer, classes) for layer in seen.labels])
         estimate = (
             count_confusion(seen.labels[None], predicted[None], classes=classes).counts

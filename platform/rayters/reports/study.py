@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from casebook import Cohort
+from rayters.inference.maps import most_probable
 from rayters.reports.annotators import AnnotatorReport, Portrait
 from rayters.reports.label_quality import Region, suspect
 from rayters.reports.predicted import Predicted
@@ -175,7 +176,7 @@ def add_pictures(study: Study, models: Sequence[Predicted], *, most: int = MOST_
 def _region_picture(seen: Compared, each: Suspect, numbers: dict[str, int]) -> str:
     window = around(each.region.low, each.region.high, seen.case.shapes[seen.level])
     posterior = np.mean([*seen.posterior.values()], axis=0)
-    believed = np.asarray(posterior.argmax(axis=0), dtype=np.uint8)
+    believed = most_probable(posterior)
     return overlay(seen, believed, {each.annotator: numbers.get(each.annotator, 0)}, window)
 
 

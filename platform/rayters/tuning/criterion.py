@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch.nn import functional
 
 from casebook import IGNORE, CaseRow, Cohort, open_case
+from rayters.inference.maps import most_probable
 from rayters.inference.whole import see_case
 from rayters.metrics.calibration import Calibration, calibration
 from rayters.metrics.overlap import dice
@@ -58,7 +59,7 @@ def _agreement(model: Model, cohort: Cohort, layers: Sequence[str]) -> Agreement
         if not drawn:
             continue
         posterior = at_level_0(see_case(model, cohort, row).posterior, row.shape, model.run.downsampling)
-        predicted, classes = posterior.argmax(0).astype(np.uint8), len(model.classes)
+        predicted, classes = most_probable(posterior), len(model.classes)
         overlap[row.case] = float(np.mean([dice(predicted, layer, classes=classes).mean() for layer in drawn]))
         for layer in drawn:
             found = calibration(posterior, layer)
