@@ -14,11 +14,10 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "jobs"))
 
 from reproduce_foveation import (  # noqa: E402
-    DISC_PX,
-    FAR_PX,
-    MARK_PX,
+    DISC,
+    GAP_PX,
+    GROUND,
     SIDE_PX,
-    STAIN,
     TILE_PX,
     Foveation,
     goal_rows,
@@ -32,22 +31,26 @@ from reproduce_study import summary  # noqa: E402
 def test_of_stripes_nothing_is_left_at_half_resolution(seed: int) -> None:
     image, _ = slide(seed, noise=0.0)
     blocks = image[0].reshape(SIDE_PX // 2, 2, SIDE_PX // 2, 2)
-    assert len(np.unique(image)) == 10  # two stains, each with two greys of stripes, bright and dark marks, and itself
-    assert len(np.unique(blocks.mean((1, 3)))) == 8  # stripes of both kinds are one grey now
+    assert (
+        len(np.unique(image)) == 7
+    )  # ground, bright and dark bars, and two greys of stripes in bright and in dark discs
+    assert set(np.unique(blocks.mean((1, 3)))) - set(np.unique(image)) == {
+        GROUND + DISC,
+        GROUND - DISC,
+    }  # both stripes are one grey
 
 
-def test_no_tile_shows_a_disc_and_its_mark() -> None:
-    first_of_mark = (DISC_PX - MARK_PX) // 2 + FAR_PX
-    assert first_of_mark - (DISC_PX - 1) >= TILE_PX
+def test_no_tile_shows_a_disc_and_a_bar_of_its() -> None:
+    assert GAP_PX + 1 >= TILE_PX  # from the last pixel of one to the first of the other
 
 
-def test_a_third_of_the_discs_are_tumour_in_both_halves() -> None:
+def test_as_many_of_the_bright_discs_are_tumour_as_of_the_dark() -> None:
     left = right = 0
     for seed in range(20):
         image, truth = slide(seed, noise=0.0)
-        dark_first = bool(image[0, -1, 0] == STAIN[0])
+        bright_first = bool(image[0, :, : SIDE_PX // 2].mean() > image[0, :, SIDE_PX // 2 :].mean())
         halves = (truth[:, : SIDE_PX // 2].mean(), truth[:, SIDE_PX // 2 :].mean())
-        left, right = left + halves[not dark_first], right + halves[dark_first]
+        left, right = left + halves[not bright_first], right + halves[bright_first]
     assert 0.8 < left / right < 1.25
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from rayters.gaze.gaze import Network, align
+from rayters.gaze.gaze import Losses, Network, align
 from rayters.networks.head import pointwise
 from rayters.networks.search_range import tunable
 from rayters.networks.task import Task
@@ -32,9 +32,9 @@ class FixedGaze:
         """One backbone and one head."""
         return FixedEye(task, network, scale=self.field_of_view)
 
-    def policy_loss(self, outputs: dict[str, Tensor], per_patch: Tensor) -> Tensor:
-        """Nothing was sampled."""
-        del outputs
+    def added_loss(self, outputs: dict[str, Tensor], per_patch: Tensor, losses: Losses) -> Tensor:
+        """There is nothing to choose."""
+        del outputs, losses
         return per_patch.new_zeros(())
 
 

@@ -15,6 +15,10 @@ A small network looks at a coarse context of the patch and weighs the views; wei
 
 At evaluation nothing is drawn: mean mixes, the others take the argmax of f.
 
+Beside the mixture every view answers for itself (``own_weight``): otherwise the first view that learns anything gets all the weight, the
+others no gradient, and what only they could see is never learnt. A view that cannot know must be free to say so: use methods without a
+soft Dice term here, which rewards drawing what is merely possible (both measured in docs/experiments.md).
+
 Source: Jin, Tanno, Xu, Mertzanidou, Alexander, Foveation for segmentation of mega-pixel histology images, MICCAI 2020, arXiv
 2007.15124. Different here: views are aligned with the target before they are mixed (``blend='posteriors'``); mixing the pixels of
 the views before one forward pass, as the paper's Mean does, is ``blend='pixels'``.
@@ -27,7 +31,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rayters.gaze.gaze import Network, align, check_fields_of_view
+from rayters.gaze.gaze import Losses, Network, align, check_fields_of_view
 from rayters.gaze.several import mixture
 from rayters.networks.head import pointwise
 from rayters.networks.search_range import choice
@@ -46,6 +50,7 @@ class FoveationGaze:
     choose: Literal["mean", "mode", "gumbel", "reinforce"] = choice("mean", "mean", "mode", "gumbel", "reinforce")
     blend: Literal["posteriors", "pixels"] = "posteriors"
     temperature: float = 1.0  # of the Gumbel-softmax
+    own_weight: float = 1.0  # of the mean loss of the views, each on its own; 0 trains them by the mixture alone
     entropy_weight: float = 0.0  # > 0 rewards undecided weights, which keeps every view in training
 
     def __post_init__(self) -> None:
@@ -63,13 +68,15 @@ class FoveationGaze:
         """The foveation module, one backbone and one head."""
         return FoveatedEye(task, network, gaze=self)
 
-    def policy_loss(self, outputs: dict[str, Tensor], per_patch: Tensor) -> Tensor:
-        """REINFORCE with the batch mean as baseline; the loss is detached, or the network would climb it. Plus the entropy term.
-
-        per_patch: (B,) detached.
+    def added_loss(self, outputs: dict[str, Tensor], per_patch: Tensor, losses: Losses) -> Tensor:
+        """The views' own losses and the entropy term; REINFORCE with the batch mean as baseline, its loss detached, or the network would
+        climb it.
         """
         log_f = outputs["view_log_weights"]
         loss = self.entropy_weight * (log_f.exp() * log_f).sum(1).mean()
+        if self.own_weight and "view_logits" in outputs:
+            alone = [losses(outputs | {"logits": logits}) for logits in outputs["view_logits"].unbind(1)]
+            loss = loss + self.own_weight * torch.stack(alone).mean()
         if self.choose == "reinforce":
             advantage = (per_patch - per_patch.mean()).detach()
             loss = loss + (advantage * (log_f * outputs["view_weights"].detach()).sum(1)).mean()

@@ -8,12 +8,16 @@ in its centre, squeezed; the eye crops that centre out of its logits and stretch
 the network to learn).
 """
 
+from collections.abc import Callable
 from typing import Protocol
 
 from torch import Tensor, nn
 from torch.nn import functional
 
 from rayters.networks.task import Task
+
+Losses = Callable[[dict[str, Tensor]], Tensor]
+"""What a method makes of any outputs: their loss per patch, (B,)."""
 
 
 class Network(Protocol):
@@ -36,8 +40,11 @@ class Gaze(Protocol):
     def build(self, task: Task, network: Network) -> nn.Module:
         """An eye: ``forward(views)`` takes (B, V, C, *S) floats and returns at least logits (B, K, *S), features (B, F, *S)."""
 
-    def policy_loss(self, outputs: dict[str, Tensor], per_patch: Tensor) -> Tensor:
-        """What a gaze that samples its view adds to the loss, from the (detached) loss of each patch (B,); zero for all others."""
+    def added_loss(self, outputs: dict[str, Tensor], per_patch: Tensor, losses: Losses) -> Tensor:
+        """What a gaze adds to the method's loss, a scalar; zero for gazes that learn nothing about where to look.
+
+        per_patch: (B,) the method's loss of ``outputs``, detached; losses: the same of other outputs, such as those of one view alone.
+        """
 
 
 def align(wide: Tensor, scale: float) -> Tensor:

@@ -112,7 +112,9 @@ def _backward(learner: Learner, batch: Batch, progress: float, weight: float) ->
         outputs = learner.net(batch.views, batch.labels)
     outputs = {name: value.float() for name, value in outputs.items()}  # losses live in log space: full precision
     loss = run.method.loss(outputs, batch.labels, progress)
-    total = loss.total + run.gaze.policy_loss(outputs, loss.per_patch.detach())
+    total = loss.total + run.gaze.added_loss(
+        outputs, loss.per_patch.detach(), lambda other: run.method.loss(other, batch.labels, progress).per_patch
+    )
     if not torch.isfinite(total):
         raise FloatingPointError(
             f"the loss is {total.item()} at {progress:.1%} of the training: lower learning_rate={run.learning_rate}"
