@@ -7,6 +7,8 @@ right decide, bright for tumour.
     field of view 1 (32 px)    no window of 32 px holds a pixel of a disc and one of its bars: nothing is known of dark discs
     field of view 2 and 4      stripes of 1 px are averaged to exactly the disc's grey: nothing is known of bright discs
 
+Every training leaves a picture of a test slide beside the slides: what was drawn, and where the net looked.
+
 `clean`: labels are the truth, rows are gazes. `five`: five simulated annotators draw, rows are gazes with methods, which no paper has.
 """
 
@@ -32,6 +34,7 @@ from casebook import (
 )
 from rayters.annotators.simulate import FIVE
 from rayters.gaze import AverageGaze, EnsembleGaze, FixedGaze, FoveationGaze, Gaze, RandomGaze
+from rayters.inference.maps import Maps
 from rayters.methods import AnnotatorConfusion, MajorityVote, Method
 from rayters.metrics.overlap import dice_per_image
 from rayters.networks.backbone import UNet
@@ -203,7 +206,7 @@ def _disc(shape: tuple[int, ...], low: NDArray[np.int64], side: int) -> NDArray[
 
 
 def measure(trial: Mapping[str, Any], cohorts: Mapping[str, Cohort], report: Report) -> dict[str, Any]:
-    """One training from one seed, measured against the truth of the test slides: {"dice"}."""
+    """One training from one seed, measured against the truth of the test slides: {"dice"}. Leaves a picture of the first one."""
     entry, cohort = TABLE[trial["row"]], cohorts[trial["setting"]]
     run = Run(
         method=entry.method,
@@ -215,5 +218,13 @@ def measure(trial: Mapping[str, Any], cohorts: Mapping[str, Cohort], report: Rep
         sampling=Sampling(patches_per_epoch=trial["patches"]),
         seed=trial["seed"],
     )
-    pairs = [(seen.labels, truth) for seen, truth in train_and_test(run, cohort)]
-    return {"dice": float(np.nanmean(dice_per_image(pairs, classes=2)))}
+    tested = list(train_and_test(run, cohort))
+    _paint_first(cohort, *tested[0], name=f"{trial['row']}-{trial['seed']}.png")
+    return {"dice": float(np.nanmean(dice_per_image([(seen.labels, truth) for seen, truth in tested], classes=2)))}
+
+
+def _paint_first(cohort: Cohort, seen: Maps, truth: Labels, *, name: str) -> None:
+    from reproduce_picture import paint_look
+
+    slide = open_case(cohort.split("test").cases[0].url).read_image(0, (0, 0), truth.shape)
+    paint_look(Path(cohort.url) / name, slide, truth, seen, widest=VIEWS[-1])

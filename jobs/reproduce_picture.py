@@ -1,4 +1,4 @@
-"""A table as a picture: each row a mean with all its seeds, and the paper's figure where it has one."""
+"""Pictures of an experiment: a table with all its seeds, and the paper's figures where it has any; a slide and where a net looked."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,6 +9,9 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from numpy.typing import NDArray
+
+from rayters.inference.maps import Maps
 
 OURS, PAPER = "#1f6f8b", "#c8553d"
 
@@ -30,6 +33,23 @@ def paint(path: str | Path, lines: Sequence[Mapping[str, Any]], *, title: str) -
         panel.set_title(setting, fontsize=10)
     figure.suptitle(title, fontsize=10)
     figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def paint_look(path: str | Path, image: NDArray[Any], truth: NDArray[Any], seen: Maps, *, widest: float) -> None:
+    """Writes a slide (1, Y, X), what is true of it, what the net drew and, if it chose, at which field of view it looked, all (Y, X)."""
+    parts = {"slide": image[0], "tumour": truth, "drawn by the net": seen.labels}
+    parts |= {} if seen.gaze is None else {"field of view it chose": seen.gaze}
+    figure, panels = plt.subplots(1, len(parts), figsize=(3.2 * len(parts), 3.5), layout="constrained")
+    for panel, (title, part) in zip(panels, parts.items(), strict=True):
+        if part is seen.gaze:
+            shown = panel.imshow(part, cmap="viridis", vmin=1, vmax=widest)
+            figure.colorbar(shown, ax=panel, shrink=0.7, label="x tile")
+        else:
+            panel.imshow(part, cmap="gray")
+        panel.set_title(title, fontsize=10)
+        panel.axis("off")
+    figure.savefig(path, dpi=110)
     plt.close(figure)
 
 
