@@ -94,7 +94,7 @@ class Foveation(Study):
     """Jin et al. 2020: what to look at, on slides where fine and coarse texture decide by turns."""
 
     only: tuple[str, ...] = tuple(TABLE)  # rows, by key
-    epochs: int = 3  # three times as many for the ensemble, of whose networks each sees a third of the patches
+    epochs: int = 6  # three times as many for the ensemble, of whose networks each sees a third of the patches
     patches: int = 4800  # an epoch's
     width: int = 8
     storage: str = "rayters-runs/reproduce-foveation"
