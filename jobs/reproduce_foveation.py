@@ -13,7 +13,7 @@ Every training leaves a picture of a test slide beside the slides: what was draw
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -65,7 +65,7 @@ class Entry:
 
     title: str
     gaze: Gaze
-    method: Method = field(default_factory=lambda: VOTE)
+    method: Method = VOTE
     setting: Literal["clean", "five"] = "clean"
 
 
@@ -132,7 +132,8 @@ class Foveation(Study):
         return goal_rows({line["key"]: line["dice"] for line in lines})
 
     def about(self) -> dict[str, Any]:
-        size = f"{SPLITS} slides of {SIDE_PX} px, {self.epochs} epochs of {self.patches} patches of {TILE_PX} px, batch 16, "
+        splits = " + ".join(map(str, SPLITS.values()))
+        size = f"{splits} slides of {SIDE_PX} px, {self.epochs} epochs of {self.patches} patches of {TILE_PX} px, batch 16, "
         return {"experiment": "Jin et al. 2020, generated slides", "protocol": size + f"U-Net of width {self.width}"}
 
 
