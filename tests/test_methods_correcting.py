@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from casebook.labels import IGNORE
-from rayters.gaze import FixedGaze
+from rayters.gaze import EnsembleGaze, FixedGaze
 from rayters.methods import CoTeaching, EffectiveSupervision, MeanTeacher, Method, Pionono, ProbabilisticUNet
 from rayters.methods.co_teaching import easy_patches, easy_pixels, taught
 from rayters.methods.effective_supervision import band_mean, near_boundary, pixel_weights, uncertainty
@@ -207,3 +207,11 @@ def test_a_probabilistic_u_nets_samples_are_one_annotator_or_the_other():
     samples = net.sample(views[:1], 40)[0, :, 1].mean((1, 2))
     assert ((samples < 0.2) | (samples > 0.8)).float().mean() > 0.7
     assert 0.2 < samples.mean() < 0.8
+
+
+@pytest.mark.parametrize("method", [MeanTeacher(), EffectiveSupervision()], ids=lambda method: type(method).__name__)
+def test_a_teacher_looks_as_at_evaluation_while_its_student_learns(method: Method) -> None:
+    task = Task(channels=1, classes=2, annotators=1, patch_px=(8, 8), view_scales=(1.0, 2.0, 4.0))
+    net = method.build(task, lambda: EnsembleGaze().build(task, UNet(width=4))).train()
+    assert net.eye.training
+    assert not any(part.training for part in net.teacher.modules())

@@ -22,7 +22,7 @@ from torch.nn import functional
 from rayters.methods.method import Eye, Loss, Outputs, Prediction, choice, tunable
 from rayters.methods.robust_losses import ce, per_patch, soft_dice
 from rayters.methods.targets import fused_target
-from rayters.methods.teacher import bare, follow, teacher_of
+from rayters.methods.teacher import Taught, bare, follow, teacher_of
 from rayters.networks.task import Task
 
 
@@ -120,7 +120,7 @@ class EffectiveSupervision:
         follow(inner.teacher, inner.eye, decay=self.decay, steps=inner.steps)
 
 
-class SupervisedNet(nn.Module):
+class SupervisedNet(Taught):
     """The eye's outputs; in training also "teacher" (B, K, *S): the teacher's posterior, mean over noisy looks, without gradient."""
 
     steps: Tensor

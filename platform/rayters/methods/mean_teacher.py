@@ -17,7 +17,7 @@ from torch.nn import functional
 from rayters.methods.method import Eye, Loss, Outputs, Prediction, choice, tunable
 from rayters.methods.robust_losses import ce, per_patch
 from rayters.methods.targets import fused_target
-from rayters.methods.teacher import bare, follow, teacher_of
+from rayters.methods.teacher import Taught, bare, follow, teacher_of
 from rayters.networks.task import Task
 
 
@@ -74,7 +74,7 @@ class MeanTeacher:
         follow(inner.teacher, inner.eye, decay=self.decay, steps=inner.steps)
 
 
-class TaughtNet(nn.Module):
+class TaughtNet(Taught):
     """The eye's outputs and "teacher_logits" (B, K, *S), without gradient; the teacher sees noise in training only."""
 
     steps: Tensor
