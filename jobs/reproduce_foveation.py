@@ -51,12 +51,10 @@ TUMOUR = 1 / 3  # of the discs
 GROUND, DISC, STRIPE, BAR, NOISE = 125, 40, 30, 50, 6.0  # grey values
 CLASSES = ("background", "tumour")
 SPLITS = {"train": 24, "validation": 4, "test": 8}
-Labels = NDArray[np.uint8]
-
-
 VOTE = MajorityVote(
     dice=0
-)  # a soft Dice rewards drawing what is merely possible: no view could say that it does not know
+)  # a soft Dice rewards drawing what is merely possible, so no view could say that it does not know
+Labels = NDArray[np.uint8]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -115,9 +115,8 @@ def test_every_patch_of_an_ensembles_training_is_seen_by_one_network(patches: in
         alone = align(eye.backbones[member](views[patch : patch + 1, member]), look.scales()[member])
         assert torch.allclose(outputs["features"][patch], alone[0], atol=1e-4)
     outputs["logits"].sum().backward()
-    assert all(
-        parameter.grad is not None for parameter in eye.parameters()
-    )  # or a distributed training would wait for ever
+    # Without a gradient on some worker a distributed training would wait for ever.
+    assert all(parameter.grad is not None for parameter in eye.parameters())
 
 
 def test_reinforce_does_not_push_the_network_up_its_own_loss() -> None:
