@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import torch
 from casebook import CaseRow, Cohort, Layer, describe_case, write_case, write_cohort
 from casebook.errors import StoreError
 from rayters.annotators.digits import digit_sheets
+from rayters.gaze import FixedGaze, FoveationGaze
 from rayters.methods import MajorityVote, MeanLabels, Method
 from rayters.networks.backbone import UNet
 from rayters.patches.sampling import Sampling
@@ -267,6 +269,15 @@ def test_per_annotator_learning_is_refused_where_an_id_is_not_a_person(digits: C
         resolve(Run(patch_px=(16, 16)), anonymous)
     assert resolve(Run(patch_px=(16, 16), force=True), anonymous).force
     assert resolve(SHORT, anonymous) == SHORT
+
+
+def test_a_soft_dice_term_under_several_fields_of_view_is_warned_of(digits):
+    several = replace(SHORT, gaze=FoveationGaze(fields_of_view=(1, 2)), method=MajorityVote())
+    with pytest.warns(UserWarning, match=r"FoveationGaze .* MajorityVote has a soft Dice term .*--method.dice 0"):
+        resolve(several, digits)
+    with warnings.catch_warnings(action="error"):
+        resolve(replace(several, method=MajorityVote(dice=0)), digits)
+        resolve(replace(several, gaze=FixedGaze()), digits)
 
 
 def test_the_patch_fits_the_smallest_case(digits: Cohort) -> None:

@@ -1,6 +1,7 @@
 """A run: one training, completely described by one frozen value that survives JSON."""
 
 import dataclasses
+import warnings
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import TYPE_CHECKING, Any, Literal, Union
 
@@ -80,6 +81,8 @@ def _view(size_px: tuple[int, ...], target_px0: tuple[int, ...], scale: float) -
 def resolve(run: Run, cohort: Cohort) -> Run:
     """The run with its patch size filled in: at most 128 px (2-D) or 16 x 64 x 64 (3-D), at most the smallest case, a multiple of 4.
 
+    Warns of a soft Dice term under a gaze that mixes views.
+
     Raises:
         ValueError: when the patch has not one side per axis of the cohort, or the method learns about annotators whose ids are not
             one person each.
@@ -92,6 +95,12 @@ def resolve(run: Run, cohort: Cohort) -> Run:
             f"{type(run.method).__name__} learns the reliability of each annotator, but in cohort '{cohort.name}' an annotator's id is "
             "not the same person in every case (stable_annotators=False): what it would learn belongs to nobody. "
             "Use an anonymous method (majority-vote, mean-labels), or --force to treat an id as a person all the same."
+        )
+    if len(run.gaze.scales()) > 1 and getattr(run.method, "dice", 0) > 0:
+        warnings.warn(
+            f"{type(run.gaze).__name__} sees with several fields of view, and {type(run.method).__name__} has a soft Dice term "
+            f"(dice={run.method.dice}), which rewards a view that cannot know for drawing everything: better is --method.dice 0",
+            stacklevel=2,
         )
     return dataclasses.replace(run, patch_px=run.patch_px or _default_patch(cohort, axes))
 
