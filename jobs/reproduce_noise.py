@@ -8,6 +8,7 @@ Felfeliyan et al. 2022 and Shi & Wu 2021 published neither code nor all figures;
 
     soft, soft biased    every drawing is spoilt with probability one half: Li et al.'s superpixel-guided noise, 70 % of the foreground
                          changed; biased: always grown
+    0 %                  one drawing per picture, nothing spoilt: what there is to win back
     30 %, 50 %, 70 %     one drawing per picture, of one of its annotators at random; so many pictures' drawings are spoilt
     50 % biased          likewise, always grown
 
@@ -62,6 +63,7 @@ class Setting:
 SETTINGS: Mapping[str, Setting] = {
     "soft": Setting(share=0.5, all=True),
     "soft biased": Setting(share=0.5, all=True, bias="grow"),
+    "0 %": Setting(share=0.0),
     "30 %": Setting(share=0.3),
     "50 %": Setting(share=0.5),
     "70 %": Setting(share=0.7),
@@ -89,7 +91,7 @@ class Noisy(Study):
     settings: tuple[str, ...] = tuple(SETTINGS)
     source: str = ""
     tile_px: tuple[int, ...] = ()
-    epochs: int = 12
+    epochs: int = 60  # with a fifth of it nothing is lost by noise, since not even clean labels are learnt
     patches: int = 200  # an epoch's
     width: int = 8
     noise_seed: int = 0
@@ -173,7 +175,7 @@ class Vessels(Noisy):
 def goal_rows(dice: Mapping[tuple[str, str], float]) -> list[Row]:
     """The figures that have a goal."""
     rows = []
-    for setting in SETTINGS:
+    for setting in [name for name, noise in SETTINGS.items() if noise.share]:
         pairs = (
             [("soft", "bce_one", ">= 1.08"), ("soft", "bce_vote", "")]
             if SETTINGS[setting].all

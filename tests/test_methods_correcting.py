@@ -49,12 +49,9 @@ def test_uncertainty_is_one_for_a_coin_zero_for_certainty_and_has_no_gradient():
 def test_a_sure_teacher_overrules_the_label_and_an_unsure_one_only_weakens_it():
     target, pseudo = one_hot(torch.zeros(1, 3).long()), one_hot(torch.tensor([[0, 1, 1]]))
     unsure = torch.tensor([[0.25, 0.25, 0.75]])
-    weights = {
-        rule: pixel_weights(target, pseudo, unsure, rule=rule, sure=0.3) for rule in ("correct", "blend", "none")
-    }
+    weights = {rule: pixel_weights(target, pseudo, unsure, rule=rule, sure=0.3) for rule in ("correct", "blend")}
     assert [w.tolist() for w in weights["correct"]] == [[[1, 0, 0.25]], [[0, 1, 0]]]
     assert [w.tolist() for w in weights["blend"]] == [[[0.75, 0.75, 0.25]], [[0.25, 0.25, 0.75]]]
-    assert [w.tolist() for w in weights["none"]] == [[[1, 1, 1]], [[0, 0, 0]]]
 
 
 def test_labels_along_their_own_boundary_are_kept():
@@ -65,7 +62,7 @@ def test_labels_along_their_own_boundary_are_kept():
     assert near_boundary(one_hot(label), 0).sum() == 0
     logits = torch.zeros(1, 2, 8, 8, requires_grad=True)
     pseudo = one_hot(torch.zeros_like(label))  # the teacher sees no square at all
-    method = EffectiveSupervision(boundary_px=1)
+    method = EffectiveSupervision(pixel_rule="correct", boundary_px=1)
     method._pixelwise(logits.log_softmax(1), one_hot(label), pseudo, torch.zeros(1, 8, 8)).sum().backward()
     assert (logits.grad[0, 1, 3:5, 3:5] > 0).all()  # inside, the teacher is believed: down
     assert (logits.grad[0, 1, 2, 2:6] < 0).all()  # on the rim, the label: up
@@ -78,33 +75,64 @@ def test_a_few_wrong_foreground_pixels_do_not_vanish_in_the_mean():
     assert band_mean(values, torch.zeros_like(target), teacher).item() == 0
 
 
-def outputs_of(labels: Tensor, teacher: Tensor) -> dict[str, Tensor]:
-    return {"logits": torch.zeros(len(labels), 2, 8, 8, requires_grad=True), "teacher": teacher}
+def peers(labels: Tensor, believed: Tensor) -> dict[str, Tensor]:
+    """A network that knows nothing, and a peer that is sure."""
+    logits = torch.zeros(len(labels), 2, 8, 8, requires_grad=True)
+    return {"logits": logits, "peer_logits": believed.log().requires_grad_()}
 
 
-def test_the_suspect_patch_learns_from_the_teacher_instead_of_being_dropped():
+def test_a_suspect_patch_teaches_only_where_label_and_peer_agree():
     labels = squares()
-    labels[3] = 1 - labels[3]  # a spoilt picture
-    outputs = outputs_of(labels, sure(squares()[:, 0]))
-    method = EffectiveSupervision(pixel_rule="none", noisy_share=0.25, dice=0)
+    labels[3, 0, 2:4] = 0  # a spoilt picture: half of its square is missing
+    outputs = peers(labels, sure(squares()[:, 0]))
+    method = EffectiveSupervision(noisy_share=0.25)
     loss = method.loss(outputs, labels, 1.0)
     assert loss.parts["noisy_patches"] == 0.25
     loss.total.backward()
-    gradient = outputs["logits"].grad
-    assert gradient[3, 1, 3, 3] < 0  # up towards the square that the teacher sees, against the label
-    assert torch.allclose(gradient[3], gradient[0])
+    gradient = outputs["logits"].grad[3, 1]
+    assert (gradient[2:4, 2:6] == 0).all()  # what the label leaves out and the peer sees
+    assert (gradient[4:6, 2:6] < 0).all()  # what both see: up
+    assert (gradient[6:] > 0).all()  # what neither sees: down
+
+
+def test_a_suspect_patch_can_learn_from_its_peer_or_be_left_out():
+    labels = squares()
+    labels[3] = 1 - labels[3]
+    gradients = {}
+    for reuse in ("pseudo", "none"):
+        outputs = peers(labels, sure(squares()[:, 0]))
+        EffectiveSupervision(noisy_share=0.25, reuse=reuse).loss(outputs, labels, 1.0).total.backward()
+        gradients[reuse] = outputs["logits"].grad
+    assert torch.allclose(gradients["pseudo"][3], gradients["pseudo"][0])  # up where the peer sees the square
+    assert (gradients["none"][3] == 0).all()
+
+
+def test_what_is_suspect_is_so_many_wrong_pixels_or_a_wrong_part_of_the_foreground():
+    label = squares(2)[:, 0]
+    label[0], label[0, 3, 3] = 0, 1  # 15 of 16 are missing
+    label[1, :2] = 1  # 16 of 32 are too many
+    target, believed = one_hot(label), sure(squares(2)[:, 0])
+    found = {
+        rule: EffectiveSupervision(image_rule=rule, noisy_share=0.5)._suspects(target, believed, 1.0).tolist()
+        for rule in ("loss", "band")
+    }
+    assert found == {"loss": [False, True], "band": [True, False]}
 
 
 def test_in_the_warm_up_nothing_is_believed_but_labels():
     labels = squares()
-    outputs = outputs_of(labels, sure(1 - labels[:, 0]))
-    plain = EffectiveSupervision(pixel_rule="none", image_rule="none").loss(outputs, labels, 0.9).total
-    assert EffectiveSupervision().loss(outputs, labels, 0.1).total == plain
-    assert EffectiveSupervision(boundary_px=0).loss(outputs, labels, 0.9).total != plain
+    outputs = peers(labels, sure(1 - labels[:, 0])) | {"logits": torch.linspace(-1, 1, 4 * 2 * 64).view(4, 2, 8, 8)}
+    plain = EffectiveSupervision(image_rule="none").loss(outputs, labels, 0.9).total
+    assert EffectiveSupervision(warm_up=0.2).loss(outputs, labels, 0.1).total == plain
+    assert EffectiveSupervision().loss(outputs, labels, 0.9).total != plain
+    assert (
+        EffectiveSupervision(image_rule="none", pixel_rule="correct", boundary_px=0).loss(outputs, labels, 0.9).total
+        != plain
+    )
 
 
-@pytest.mark.parametrize("method", [EffectiveSupervision(), MeanTeacher()], ids=["effective", "mean teacher"])
-def test_the_teacher_only_follows(method):
+def test_the_teacher_only_follows():
+    method = MeanTeacher()
     net, labels = net_of(method).train(), squares()
     for slow, fast in zip(net.teacher.parameters(), net.eye.parameters(), strict=True):
         assert not slow.requires_grad
@@ -154,8 +182,9 @@ def test_each_network_learns_what_its_peer_finds_easy():
     assert (logits.grad[:3] != 0).any()
 
 
-def test_the_two_networks_of_co_teaching_start_apart():
-    net = net_of(CoTeaching())
+@pytest.mark.parametrize("method", [CoTeaching(), EffectiveSupervision()], ids=lambda method: type(method).__name__)
+def test_two_networks_that_teach_each_other_start_apart(method: Method) -> None:
+    net = net_of(method)
     assert any(not torch.equal(a, b) for a, b in zip(net.eye.parameters(), net.peer.parameters(), strict=True))
 
 
@@ -209,9 +238,8 @@ def test_a_probabilistic_u_nets_samples_are_one_annotator_or_the_other():
     assert 0.2 < samples.mean() < 0.8
 
 
-@pytest.mark.parametrize("method", [MeanTeacher(), EffectiveSupervision()], ids=lambda method: type(method).__name__)
-def test_a_teacher_looks_as_at_evaluation_while_its_student_learns(method: Method) -> None:
+def test_a_teacher_looks_as_at_evaluation_while_its_student_learns() -> None:
     task = Task(channels=1, classes=2, annotators=1, patch_px=(8, 8), view_scales=(1.0, 2.0, 4.0))
-    net = method.build(task, lambda: EnsembleGaze().build(task, UNet(width=4))).train()
+    net = MeanTeacher().build(task, lambda: EnsembleGaze().build(task, UNet(width=4))).train()
     assert net.eye.training
     assert not any(part.training for part in net.teacher.modules())

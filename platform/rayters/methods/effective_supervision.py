@@ -1,14 +1,18 @@
-"""Effective supervision: where the network is unsure, lean on its own steadier opinion; where a picture is suspect, use it otherwise.
+"""Effective supervision: two networks doubt labels for each other; a suspect picture is not dropped, it teaches where it is credible.
 
 Source: Shi and Wu, Distilling effective supervision for robust medical image segmentation with noisy labels, MICCAI 2021 (arXiv
 2106.11099). **Reconstruction**: its abstract is certain (pixel-wise noise estimation; pixel-wise learning from original and pseudo
 labels; image-level learning as a complement), the choices below are ours, each a field.
 
-pixel:  u = entropy of the teacher's mean over ``passes`` noisy looks, in [0, 1], no gradient
-        loss = v CE(p, label) + w CE(p, pseudo label), over the sum of both weights; v and w by ``pixel_rule``
-image:  the ``noisy_share`` of the patches of a batch with the highest score are not dropped, but learn from pseudo labels
+For each network, by what its peer believes:
 
-All networks are unsure along *every* boundary, of right labels too. There the label is kept: ``boundary_px`` on either side of it.
+pixel:  u = entropy of the peer's posterior, in [0, 1], no gradient
+        loss = v CE(p, label) + w CE(p, pseudo label), over the sum of both weights; v and w by ``pixel_rule``
+image:  the ``noisy_share`` of the patches of a batch with the highest score teach only where label and peer agree, which is most
+        of a wrongly drawn picture
+
+All networks are unsure along *every* boundary, of right labels too. There the pixel level keeps the label: ``boundary_px`` on
+either side of it. The defaults are what held on real drawings (docs/experiments.md): the image level alone, without pseudo labels.
 """
 
 import math
@@ -19,37 +23,41 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from rayters.methods.co_teaching import PeersNet
 from rayters.methods.method import Eye, Loss, Outputs, Prediction, choice, tunable
 from rayters.methods.robust_losses import ce, per_patch, soft_dice
 from rayters.methods.targets import fused_target
-from rayters.methods.teacher import Taught, bare, follow, teacher_of
 from rayters.networks.task import Task
 
 
 @dataclass(frozen=True, kw_only=True)
 class EffectiveSupervision:
-    """Pixel-wise and image-wise robust learning with an averaged teacher.
+    """Pixel-wise and image-wise robust learning of two networks, each of which doubts the labels for the other.
 
     warm_up: share of the training that is plain supervision, before any estimate is believed.
-    pixel_rule: "correct" believes the label where the teacher agrees, the teacher where it disagrees and is sure (u < ``sure``), and
+    full: share of the training from which on all of ``noisy_share`` is doubted.
+    pixel_rule: "correct" believes the label where the peer agrees, the peer where it disagrees and is sure (u < ``sure``), and
                 the label with weight 1 - u where it disagrees but is unsure. "blend" has v = 1 - u, w = u: a network that is unsure
                 everywhere then teaches itself. "none" believes labels.
-    image_rule: how patches are ranked: "loss" of the teacher against the labels, "uncertainty" mean u, "none".
-    noisy_share: of patches, estimated; reached half-way through the training.
+    image_rule: how patches are ranked: "loss" of the peer against the labels, a mean over all pixels, as what a wrong picture spoils
+                is so many pixels; "band", the same over the labelled or predicted foreground, which finds small wrong pictures too;
+                "uncertainty" mean u of the same band; "none".
+    noisy_share: of patches, estimated; of the patches that a worker sees in one step, rounded.
+    reuse: what a suspect patch still teaches: "agreement", where label and peer are of one mind; "pseudo", what the peer believes,
+           which confirms its errors too; "none".
     """
 
     fusion: Literal["vote", "mean"] = choice("vote", "vote", "mean")
-    warm_up: float = tunable(0.3, low=0.05, high=0.5)
-    pixel_rule: Literal["correct", "blend", "none"] = choice("correct", "correct", "blend", "none")
+    warm_up: float = tunable(0.05, low=0.0, high=0.5)
+    full: float = tunable(0.3, low=0.1, high=0.8)
+    pixel_rule: Literal["correct", "blend", "none"] = choice("none", "correct", "blend", "none")
     sure: float = tunable(0.3, low=0.05, high=0.8)
     boundary_px: int = 1
-    image_rule: Literal["loss", "uncertainty", "none"] = choice("loss", "loss", "uncertainty", "none")
+    image_rule: Literal["loss", "band", "uncertainty", "none"] = choice("loss", "loss", "band", "uncertainty", "none")
     noisy_share: float = tunable(0.3, low=0.0, high=0.8)
-    pseudo_weight: float = tunable(1.0, low=0.1, high=2.0)  # of the noisy patches, once ramped up
+    reuse: Literal["agreement", "pseudo", "none"] = choice("agreement", "agreement", "pseudo", "none")
+    reuse_weight: float = tunable(1.0, low=0.1, high=2.0)
     dice: float = tunable(0.0, low=0.0, high=1.0)  # weight of a soft Dice loss beside the cross-entropy
-    passes: int = 2  # noisy looks of the teacher
-    look_noise: float = 0.2  # standard deviation of the Gaussian noise of a look, in units of the normalised image
-    decay: float = tunable(0.99, low=0.9, high=0.999)
 
     @property
     def needs_identity(self) -> bool:
@@ -57,90 +65,74 @@ class EffectiveSupervision:
         return False
 
     def build(self, task: Task, eye: Eye) -> nn.Module:
-        """The eye and its teacher."""
+        """Two eyes, initialised differently."""
         del task
-        return SupervisedNet(eye, passes=self.passes, look_noise=self.look_noise)
+        return PeersNet(eye)
 
     def loss(self, outputs: Outputs, labels: Tensor, progress: float) -> Loss:
-        """Cross-entropy plus ``dice`` times soft Dice; plain in the warm-up and at validation."""
-        log_p = outputs["logits"].log_softmax(1)
-        target = fused_target(labels, log_p.shape[1], self.fusion)
-        if "teacher" not in outputs or progress < self.warm_up:
-            plain = self._supervised(log_p, target)
-            return Loss(per_patch=plain, parts={"supervised": plain.detach().mean()})
-        teacher = outputs["teacher"].detach()
-        unsure, pseudo = uncertainty(teacher), one_hot_top(teacher)
-        pixelwise = self._pixelwise(log_p, target, pseudo, unsure)
-        noisy = self._noisy(target, teacher, unsure, progress)
-        ramp = math.exp(-5 * (1 - progress) ** 2)
-        loss = pixelwise.where(~noisy, self.pseudo_weight * ramp * self._supervised(log_p, pseudo))
-        return Loss(
-            per_patch=loss,
-            parts={
-                "supervised": pixelwise.detach().mean(),
-                "uncertainty": unsure.mean(),
-                "noisy_patches": noisy.float().mean(),
-            },
-        )
+        """The mean of the two networks' losses: cross-entropy in nats plus ``dice`` times soft Dice."""
+        both = outputs["logits"], outputs["peer_logits"]
+        target = fused_target(labels, both[0].shape[1], self.fusion)
+        beliefs = [logits.detach().softmax(1) for logits in both]
+        suspects = [self._suspects(target, peer, progress) for peer in reversed(beliefs)]
+        losses = [
+            self._taught(logits.log_softmax(1), target, peer, noisy, progress)
+            for logits, peer, noisy in zip(both, reversed(beliefs), suspects, strict=True)
+        ]
+        loss = (losses[0] + losses[1]) / 2
+        parts = {"supervised": loss.detach().mean(), "noisy_patches": torch.stack(suspects).float().mean()}
+        return Loss(per_patch=loss, parts=parts)
+
+    def _taught(self, log_p: Tensor, target: Tensor, peer: Tensor, noisy: Tensor, progress: float) -> Tensor:
+        """The loss of one network, whose peer doubts labels for it: (B,)."""
+        if progress < self.warm_up:
+            return self._supervised(log_p, target)
+        pseudo = one_hot_top(peer)
+        loss = self._pixelwise(log_p, target, pseudo, uncertainty(peer))
+        if self.reuse == "none":
+            return loss * ~noisy
+        agreed = (target.argmax(1) == peer.argmax(1)).unsqueeze(1)
+        kept = target * agreed if self.reuse == "agreement" else pseudo
+        return loss.where(~noisy, self.reuse_weight * self._supervised(log_p, kept))
 
     def _supervised(self, log_p: Tensor, target: Tensor) -> Tensor:
-        return per_patch(ce(log_p, target), target) + self._dice(log_p, target)
+        loss = per_patch(ce(log_p, target), target)
+        return loss + self.dice * soft_dice(log_p, target) if self.dice else loss
 
     def _pixelwise(self, log_p: Tensor, target: Tensor, pseudo: Tensor, unsure: Tensor) -> Tensor:
         """The pixel loss from original labels and pseudo labels: (B,)."""
+        if self.pixel_rule == "none":
+            return self._supervised(log_p, target)
         label, own = pixel_weights(target, pseudo, unsure, rule=self.pixel_rule, sure=self.sure)
         kept = near_boundary(target, self.boundary_px)
         looked = target.sum(1) > 0
         label, own = label.where(~kept, torch.ones_like(label)) * looked, own * ~kept * looked
-        cost = (label * ce(log_p, target) + own * ce(log_p, pseudo)).flatten(1).sum(1)
+        weight = (label + own).flatten(1).sum(1).clamp_min(1)
+        cost = (label * ce(log_p, target) + own * ce(log_p, pseudo)).flatten(1).sum(1) / weight
         believed = target.lerp(pseudo, (own / (label + own).clamp_min(1e-6)).unsqueeze(1))
-        return cost / (label + own).flatten(1).sum(1).clamp_min(1) + self._dice(log_p, believed)
+        return cost + self.dice * soft_dice(log_p, believed) if self.dice else cost
 
-    def _dice(self, log_p: Tensor, target: Tensor) -> Tensor:
-        return self.dice * soft_dice(log_p, target) if self.dice else log_p.new_zeros(len(log_p))
-
-    def _noisy(self, target: Tensor, teacher: Tensor, unsure: Tensor, progress: float) -> Tensor:
-        """Which patches of the batch are the most suspect: (B,) bool."""
-        share = self.noisy_share * min(1.0, (progress - self.warm_up) / max(0.5 - self.warm_up, 1e-6))
-        count = int(share * len(target)) if self.image_rule != "none" else 0
+    def _suspects(self, target: Tensor, peer: Tensor, progress: float) -> Tensor:
+        """Which patches of the batch the peer finds the most suspect: (B,) bool."""
+        ramp = min(1.0, max(progress - self.warm_up, 0.0) / max(self.full - self.warm_up, 1e-6))
+        suspect = torch.zeros(len(target), dtype=torch.bool, device=target.device)
+        count = round(self.noisy_share * ramp * len(target)) if self.image_rule != "none" else 0
         if count == 0:
-            return torch.zeros(len(target), dtype=torch.bool, device=target.device)
-        disagreement = ce(teacher.clamp_min(1e-6).log(), target) if self.image_rule == "loss" else unsure
-        score = band_mean(disagreement, target, teacher)
-        return score >= score.topk(count).values[-1]
+            return suspect
+        disagreement = ce(peer.clamp_min(1e-6).log(), target)
+        if self.image_rule == "loss":
+            score = per_patch(disagreement, target)
+        else:
+            score = band_mean(disagreement if self.image_rule == "band" else uncertainty(peer), target, peer)
+        suspect[score.topk(count).indices] = True
+        return suspect
 
     def predict(self, outputs: Outputs) -> Prediction:
-        """The softmax of the student's logits."""
-        return Prediction(posterior=outputs["logits"].softmax(1))
+        """The mean of the two posteriors."""
+        return Prediction(posterior=(outputs["logits"].softmax(1) + outputs["peer_logits"].softmax(1)) / 2)
 
     def after_step(self, net: nn.Module, progress: float) -> None:
-        """The teacher follows."""
-        inner = bare(net)
-        assert isinstance(inner, SupervisedNet)
-        follow(inner.teacher, inner.eye, decay=self.decay, steps=inner.steps)
-
-
-class SupervisedNet(Taught):
-    """The eye's outputs; in training also "teacher" (B, K, *S): the teacher's posterior, mean over noisy looks, without gradient."""
-
-    steps: Tensor
-
-    def __init__(self, eye: Eye, *, passes: int, look_noise: float) -> None:
-        super().__init__()
-        self.eye = eye()
-        self.teacher = teacher_of(self.eye)
-        self.passes, self.look_noise = passes, look_noise
-        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
-
-    def forward(self, views: Tensor, labels: Tensor | None = None) -> Outputs:
-        """views: (B, V, C, *S) floats."""
-        outputs: Outputs = self.eye(views)
-        if labels is None or not self.training:
-            return outputs
-        with torch.no_grad():
-            looks = [self.teacher(views + self.look_noise * torch.randn_like(views)) for _ in range(self.passes)]
-            mean = torch.stack([look["logits"].softmax(1) for look in looks]).mean(0)
-        return {**outputs, "teacher": mean}
+        """Nothing to do."""
 
 
 def uncertainty(posterior: Tensor) -> Tensor:
@@ -157,8 +149,6 @@ def one_hot_top(posterior: Tensor) -> Tensor:
 def pixel_weights(target: Tensor, pseudo: Tensor, unsure: Tensor, *, rule: str, sure: float) -> tuple[Tensor, Tensor]:
     """How much a pixel believes its label, and how much the pseudo label: two (B, *S) in [0, 1]."""
     one = torch.ones_like(unsure)
-    if rule == "none":
-        return one, 0 * one
     if rule == "blend":
         return 1 - unsure, unsure
     disagree = target.argmax(1) != pseudo.argmax(1)
@@ -178,7 +168,7 @@ def near_boundary(target: Tensor, width_px: int) -> Tensor:
 
 
 def band_mean(values: Tensor, target: Tensor, teacher: Tensor) -> Tensor:
-    """Mean over the labelled or predicted foreground of a patch, (B, *S) -> (B,): over all pixels a few wrong ones would vanish.
+    """Mean over the labelled or predicted foreground of a patch, (B, *S) -> (B,): over all pixels those of a small one would vanish.
 
     Over everything that has a target where there is no foreground; 0 where there is no target.
     """
