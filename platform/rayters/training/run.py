@@ -96,10 +96,11 @@ def resolve(run: Run, cohort: Cohort) -> Run:
             "not the same person in every case (stable_annotators=False): what it would learn belongs to nobody. "
             "Use an anonymous method (majority-vote, mean-labels), or --force to treat an id as a person all the same."
         )
-    if len(run.gaze.scales()) > 1 and getattr(run.method, "dice", 0) > 0:
+    dice = getattr(run.method, "dice", 0.0)
+    if len(run.gaze.scales()) > 1 and dice > 0:
         warnings.warn(
             f"{type(run.gaze).__name__} sees with several fields of view, and {type(run.method).__name__} has a soft Dice term "
-            f"(dice={run.method.dice}), which rewards a view that cannot know for drawing everything: better is --method.dice 0",
+            f"(dice={dice}), which rewards a view that cannot know for drawing everything: better is --method.dice 0",
             stacklevel=2,
         )
     return dataclasses.replace(run, patch_px=run.patch_px or _default_patch(cohort, axes))
