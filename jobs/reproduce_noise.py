@@ -180,10 +180,12 @@ class Vessels(Noisy):
 def goal_rows(dice: Mapping[tuple[str, str], float]) -> list[Row]:
     """The figures that have a goal."""
     rows = []
-    for setting in [name for name, noise in SETTINGS.items() if noise.share]:
+    for setting, noise in SETTINGS.items():
+        if not noise.share:
+            continue
         pairs = (
             [("soft", "bce_one", ">= 1.08"), ("soft", "bce_vote", ""), ("soft", "dice_vote", "")]
-            if SETTINGS[setting].all
+            if noise.all
             else [("supervision", "ce", "> 1"), ("supervision", "co_teaching", ">= 1")]
         )
         for ours, peer, goal in pairs:

@@ -26,7 +26,7 @@ from torch.nn import functional
 from rayters.methods.co_teaching import PeersNet
 from rayters.methods.method import Eye, Loss, Outputs, Prediction, choice, tunable
 from rayters.methods.robust_losses import ce, per_patch, soft_dice
-from rayters.methods.targets import fused_target
+from rayters.methods.targets import fused_target, one_hot_top
 from rayters.networks.task import Task
 
 
@@ -87,12 +87,14 @@ class EffectiveSupervision:
         """The loss of one network, whose peer doubts labels for it: (B,)."""
         if progress < self.warm_up:
             return self._supervised(log_p, target)
-        pseudo = one_hot_top(peer)
-        loss = self._pixelwise(log_p, target, pseudo, uncertainty(peer))
+        if self.pixel_rule == "none":
+            loss = self._supervised(log_p, target)
+        else:
+            loss = self._pixelwise(log_p, target, one_hot_top(peer), uncertainty(peer))
         if self.reuse == "none":
             return loss * ~noisy
         agreed = (target.argmax(1) == peer.argmax(1)).unsqueeze(1)
-        kept = target * agreed if self.reuse == "agreement" else pseudo
+        kept = target * agreed if self.reuse == "agreement" else one_hot_top(peer)
         return loss.where(~noisy, self.reuse_weight * self._supervised(log_p, kept))
 
     def _supervised(self, log_p: Tensor, target: Tensor) -> Tensor:
@@ -101,8 +103,6 @@ class EffectiveSupervision:
 
     def _pixelwise(self, log_p: Tensor, target: Tensor, pseudo: Tensor, unsure: Tensor) -> Tensor:
         """The pixel loss from original labels and pseudo labels: (B,)."""
-        if self.pixel_rule == "none":
-            return self._supervised(log_p, target)
         label, own = pixel_weights(target, pseudo, unsure, rule=self.pixel_rule, sure=self.sure)
         kept = near_boundary(target, self.boundary_px)
         looked = target.sum(1) > 0
@@ -139,11 +139,6 @@ def uncertainty(posterior: Tensor) -> Tensor:
     """Entropy / log K: (B, K, *S) -> (B, *S) in [0, 1], without gradient: a network must not become unsure to escape its loss."""
     p = posterior.detach()
     return -torch.xlogy(p, p).sum(1) / math.log(p.shape[1])
-
-
-def one_hot_top(posterior: Tensor) -> Tensor:
-    """The most probable class as a one-hot target, (B, K, *S)."""
-    return functional.one_hot(posterior.argmax(1), posterior.shape[1]).movedim(-1, 1).to(posterior.dtype)
 
 
 def pixel_weights(target: Tensor, pseudo: Tensor, unsure: Tensor, *, rule: str, sure: float) -> tuple[Tensor, Tensor]:

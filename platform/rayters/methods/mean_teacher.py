@@ -8,16 +8,15 @@ A pixel labelled i is flagged when the teacher believes in some j != i more than
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from rayters.methods.method import Eye, Loss, Outputs, Prediction, choice, tunable
 from rayters.methods.robust_losses import ce, per_patch
-from rayters.methods.targets import fused_target
-from rayters.methods.teacher import Taught, bare, follow, teacher_of
+from rayters.methods.targets import fused_target, one_hot_top
+from rayters.methods.teacher import bare, follow, teacher_of
 from rayters.networks.task import Task
 
 
@@ -56,7 +55,7 @@ class MeanTeacher:
         if progress >= self.warm_up and self.mending != "none":
             flagged = probably_wrong(target, teacher)
             share = 1.0 if self.mending == "replaced" else self.smooth
-            target = target.lerp(_one_hot(teacher), share * flagged.unsqueeze(1).to(target.dtype))
+            target = target.lerp(one_hot_top(teacher), share * flagged.unsqueeze(1).to(target.dtype))
         supervised = per_patch(ce(log_p, target), target)
         apart = (log_p.exp() - teacher).square().mean(1).flatten(1).mean(1)
         loss = supervised + self.consistency * math.exp(-5 * (1 - progress) ** 2) * apart
@@ -74,7 +73,7 @@ class MeanTeacher:
         follow(inner.teacher, inner.eye, decay=self.decay, steps=inner.steps)
 
 
-class TaughtNet(Taught):
+class TaughtNet(nn.Module):
     """The eye's outputs and "teacher_logits" (B, K, *S), without gradient; the teacher sees noise in training only."""
 
     steps: Tensor
@@ -85,6 +84,12 @@ class TaughtNet(Taught):
         self.teacher = teacher_of(self.eye)
         self.look_noise = look_noise
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+
+    def train(self, mode: bool = True) -> Self:
+        """Everything but the teacher, which looks as at evaluation meanwhile: at an ensemble's average, at no view by chance."""
+        super().train(mode)
+        self.teacher.eval()
+        return self
 
     def forward(self, views: Tensor, labels: Tensor | None = None) -> Outputs:
         """views: (B, V, C, *S) floats."""
@@ -99,14 +104,10 @@ class TaughtNet(Taught):
 def probably_wrong(target: Tensor, teacher: Tensor) -> Tensor:
     """Pixels whose label confident learning doubts: (B, *S) bool. Thresholds are over the batch, one per class that is written."""
     has_target, label = target.sum(1) > 0, target.argmax(1)
-    written = _one_hot(target) * has_target.unsqueeze(1)
+    written = one_hot_top(target) * has_target.unsqueeze(1)
     pixels = written.transpose(0, 1).flatten(1).sum(1)
     threshold = (written * teacher).transpose(0, 1).flatten(1).sum(1) / pixels.clamp(min=1)
     threshold = threshold.masked_fill(pixels == 0, 2.0)  # never reached: nothing is known about a class nobody wrote
     enough = teacher >= threshold.view(1, -1, *(1,) * (teacher.ndim - 2))
     top = teacher.masked_fill(~enough, -1.0).max(1)
     return (top.values >= 0) & (top.indices != label) & (teacher.argmax(1) == top.indices) & has_target
-
-
-def _one_hot(maps: Tensor) -> Tensor:
-    return functional.one_hot(maps.argmax(1), maps.shape[1]).movedim(-1, 1).to(maps.dtype)

@@ -57,3 +57,8 @@ def fused_target(labels: Tensor, classes: int, fusion: str) -> Tensor:
     if fusion == "mean":
         return mean_labels(labels, classes)
     return votes(majority(labels, classes).unsqueeze(1), classes)
+
+
+def one_hot_top(maps: Tensor) -> Tensor:
+    """The most probable class as a one-hot target, (B, K, *S) -> (B, K, *S); the lowest of equals."""
+    return functional.one_hot(maps.argmax(1), maps.shape[1]).movedim(-1, 1).to(maps.dtype)

@@ -4,22 +4,9 @@ Source: Tarvainen and Valpola, Mean teachers are better role models, NeurIPS 201
 """
 
 import copy
-from typing import Self
 
 import torch
 from torch import Tensor, nn
-
-
-class Taught(nn.Module):
-    """A net with a ``teacher``, which looks as at evaluation also while the net learns: at an ensemble's average, at no view by chance."""
-
-    teacher: nn.Module
-
-    def train(self, mode: bool = True) -> Self:
-        """Everything but the teacher."""
-        super().train(mode)
-        self.teacher.eval()
-        return self
 
 
 def teacher_of(student: nn.Module) -> nn.Module:
