@@ -3,23 +3,27 @@
     python jobs/bench_methods.py            batch 8, 256 x 256 px, 5 annotators, 4 classes
     python jobs/bench_methods.py --quick    the same rows on 128 x 128 px
 
-The two are timed in turns, so that a busy machine slows both; the ratio is that of the medians.
+All are timed in turns, so that a busy machine slows all alike; the ratio is that of the medians. The two rows with a history are timed
+first and longer; then every method of ``methods.ALL`` as it comes. Every gaze is the fixed one.
 """
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
 import tyro
 from torch import nn
 
+from rayters import methods
 from rayters.gaze import FixedGaze
 from rayters.methods import AnnotatorConfusion, MajorityVote, Method
 from rayters.networks.backbone import UNet
 from rayters.networks.task import Task
 from rayters.reports.rows import Row, rows_table, write_rows
+
+PLAIN = MajorityVote(dice=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,52 +36,70 @@ class Job:
     classes: int = 4
     width: int = 16
     repeats: int = 9
+    repeats_of_all: int = 5  # of each method in ``methods.ALL``
     quick: bool = False
     json: str | None = None  # write the rows to this file
 
 
 def main(job: Job) -> None:
     """Times, prints, writes."""
-    job = replace(job, side_px=128, repeats=5) if job.quick else job
+    job = replace(job, side_px=128, repeats=5, repeats_of_all=1) if job.quick else job
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    methods: dict[str, Method] = {
-        "plain": MajorityVote(dice=0),
+    rows = [*confusion_rows(job, device), *rows_of_all(job, device), *memory_rows(job, device)]
+    print(rows_table(rows))
+    if device.type != "cuda":
+        print("Peak memory is not measured on a CPU.")
+    if job.json:
+        write_rows(rows, job.json)
+
+
+def confusion_rows(job: Job, device: torch.device) -> list[Row]:
+    """The pixel-wise confusion, which has a goal, and the global one."""
+    steps: dict[str, Method] = {
+        "plain": PLAIN,
         "confusion": AnnotatorConfusion(),
         "global": AnnotatorConfusion(level="global"),
     }
-    steps = {name: stepper(job, method, device) for name, method in methods.items()}
-    seconds = timed(steps, job.repeats)
-    rows = [
+    seconds = timed({name: stepper(job, method, device) for name, method in steps.items()}, job.repeats, warm_up=2)
+    size = f"{job.annotators} annotators, {job.classes} classes, {job.side_px}^2, batch {job.batch}"
+    return [
+        time_row(f"confusion ({size})", seconds["confusion"], seconds["plain"], goal=_goal(device)),
+        time_row("global confusion", seconds["global"], seconds["plain"]),
+    ]
+
+
+def rows_of_all(job: Job, device: torch.device) -> list[Row]:
+    """Every method as it comes."""
+    named = {kind.__name__: stepper(job, kind(), device) for kind in methods.ALL}
+    seconds = timed({"plain": stepper(job, PLAIN, device), **named}, job.repeats_of_all, warm_up=1)
+    return [time_row(name, seconds[name], seconds["plain"]) for name in named]
+
+
+def time_row(title: str, seconds: float, plain: float, *, goal: str = "") -> Row:
+    """One step of a method beside one of plain cross-entropy."""
+    row = f"time of a training step, {title} / plain CE"
+    return Row(row=row, value=seconds, reference=plain, unit="s", goal=goal)
+
+
+def memory_rows(job: Job, device: torch.device) -> list[Row]:
+    """Peak memory, on a GPU; none on a CPU."""
+    if device.type != "cuda":
+        return []
+    plain = peak_memory(job, PLAIN, device)
+    goals: Mapping[str, tuple[Method, str]] = {
+        "confusion": (AnnotatorConfusion(), "<= 1.2"),
+        **{kind.__name__: (kind(), "") for kind in methods.ALL},
+    }
+    return [
         Row(
-            row=f"time of a training step, {title} / plain CE",
-            value=seconds[name],
-            reference=seconds["plain"],
-            unit="s",
+            row=f"peak memory of a training step, {name} / plain CE",
+            value=peak_memory(job, method, device),
+            reference=plain,
+            unit="GB",
             goal=goal,
         )
-        for name, title, goal in (
-            (
-                "confusion",
-                f"confusion ({job.annotators} annotators, {job.classes} classes, {job.side_px}^2, batch {job.batch})",
-                _goal(device),
-            ),
-            ("global", "global confusion", ""),
-        )
+        for name, (method, goal) in goals.items()
     ]
-    if device.type == "cuda":
-        peak = {name: peak_memory(step) for name, step in steps.items()}
-        rows.append(
-            Row(
-                row="peak memory of a training step, confusion / plain CE",
-                value=peak["confusion"],
-                reference=peak["plain"],
-                unit="GB",
-                goal="<= 1.2",
-            )
-        )
-    print(rows_table(rows))
-    if job.json:
-        write_rows(rows, job.json)
 
 
 def _goal(device: torch.device) -> str:
@@ -100,29 +122,33 @@ def stepper(job: Job, method: Method, device: torch.device) -> Callable[[], None
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
+        method.after_step(net, 0.9)
 
     return step
 
 
-def timed(steps: dict[str, Callable[[], None]], repeats: int) -> dict[str, float]:
-    """Median seconds of each step, measured in turns after two rounds that do not count."""
+def timed(steps: Mapping[str, Callable[[], None]], repeats: int, *, warm_up: int) -> dict[str, float]:
+    """Median seconds of each step, measured in turns after ``warm_up`` rounds that do not count."""
     seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for round_ in range(repeats + 2):
+    for round_ in range(repeats + warm_up):
         for name, step in steps.items():
             started = time.perf_counter()
             step()
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
-            if round_ >= 2:
+            if round_ >= warm_up:
                 seconds[name].append(time.perf_counter() - started)
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
-def peak_memory(step: Callable[[], None]) -> float:
-    """GB of GPU memory that one step allocates at most, all nets of this process included."""
+def peak_memory(job: Job, method: Method, device: torch.device) -> float:
+    """GB of GPU memory that one step of this method takes at most: its nets, its optimiser and its batch, and nobody else's."""
+    before = torch.cuda.memory_allocated()
+    step = stepper(job, method, device)
+    step()  # the optimiser makes its state, the libraries their workspaces
     torch.cuda.reset_peak_memory_stats()
     step()
-    return torch.cuda.max_memory_allocated() / 1e9
+    return (torch.cuda.max_memory_allocated() - before) / 1e9
 
 
 if __name__ == "__main__":

@@ -15,11 +15,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import tyro
 from tqdm import tqdm
 
 from casebook import CasebookError, Cohort, open_cohort
-from rayters.reports.page import annotators_rows, headline, html, markdown, metrics_rows, tests_rows
+from rayters.reports.annotators import ranking
+from rayters.reports.page import annotators_rows, headline, html, markdown, metrics_rows, ranking_said, tests_rows
 from rayters.reports.predicted import Predicted, parse
 from rayters.reports.rows import Row, rows_table, table, write_rows
 from rayters.reports.scores import Compared, Metric, open_compared, write_scores
@@ -86,16 +88,27 @@ def _print(study: Study, job: Job) -> None:
     if len(study.models) > 1:
         print(table(*tests_rows(study.pairs(DICE))), "\n")
     print(table(*annotators_rows(study.portraits[study.best()])), "\n")
-    rows = [
-        Row(row=f"{name}, Dice with {study.truth}", value=study.interval(name, "Dice", raters="truth").mean)
-        for name in study.models
-    ]
+    if said := ranking_said(study.portraits[study.best()]):
+        print(said, "\n")
+    rows = _rows(study)
     print(f"{rows_table(rows)}\n\nreport   {job.report / 'index.html'}")
     print(
         "beside   report.md for a pull request, scores.csv with every figure, suspects.csv and labels.csv: what to look at"
     )
     if job.json:
         write_rows(rows, job.json)
+
+
+def _rows(study: Study) -> list[Row]:
+    """Of every model: Dice, the share of cases without a distance, and its ranking of the annotators where the true one is known."""
+    rows = []
+    for name in study.models:
+        for metric in ("Dice", "missed"):
+            mean = study.interval(name, metric, raters="truth").mean
+            rows.append(Row(row=f"{name}, {metric} with {study.truth}", value=mean))
+        if not np.isnan(found := ranking(study.portraits[name])):
+            rows.append(Row(row=f"{name}, rank correlation of the annotators", value=found, goal="1"))
+    return rows
 
 
 if __name__ == "__main__":

@@ -4,8 +4,9 @@
     python jobs/fuse.py --cohort ~/cohorts/lidc --how staple              STAPLE, case by case
     ray job submit --working-dir . --runtime-env jobs/runtime_env.yaml -- python jobs/fuse.py --cohort s3://bucket/cohort
 
-Cases are fused in parallel, block by block: a slide costs no more memory than a block. Cases that have the layer already are left
-alone, so the same command goes on after a crash; a case that fails is named at the end and the others are done all the same.
+Cases are fused in parallel, block by block: a slide costs no more memory than a block. Cases that have the layer already, fused in the
+same way by the same annotators (and the same confusions), are left alone, so the same command goes on after a crash; a case that fails,
+or whose worker is lost, is named at the end and the others are done all the same.
 
 vote           the most frequent class, ties to the lowest (background)
 staple         each case by itself: who performed how, here?                            SimpleITK's result, but IGNORE is nobody's vote
@@ -14,7 +15,7 @@ dawid-skene    one confusion per annotator over the whole cohort; needs an id to
 """
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -22,11 +23,12 @@ import numpy as np
 import ray
 import tyro
 from numpy.typing import NDArray
+from ray.exceptions import RayError
 from tqdm import tqdm
 
 from casebook import Case, CasebookError, Cohort, Layer, open_case, open_cohort
 from casebook.layers import add_layer
-from rayters.annotators.case_fusion import FusedSource, blocks, count_case, spatial_staple_case, staple_model
+from rayters.annotators.case_fusion import FusedSource, blocks, count_case, recipe, spatial_staple_case, staple_model
 from rayters.annotators.dawid_skene import DawidSkene, Patterns, add_patterns, dawid_skene
 from rayters.metrics.confusion_error import reliability
 from rayters.metrics.overlap import dice_of, overlap_counts
@@ -41,7 +43,7 @@ class Job:
     cohort: str  # URL of a cohort: a folder or s3://
     how: Literal["dawid-skene", "staple", "spatial-staple", "vote"] = "dawid-skene"
     layer: str | None = None  # id of the new layer; none: fused-<how>
-    replace: bool = False  # fuse again where the layer exists
+    replace: bool = False  # fuse again where the layer exists, whoever made it
     balanced: bool = False  # STAPLE: let a large background not outweigh what was marked
     force: bool = False  # Dawid-Skene although an id is not one person in this cohort
     limit: int | None = None  # only so many cases, to try
@@ -75,8 +77,13 @@ def main(job: Job) -> int:
         model = _learn(job, cohort, [row.url for row in rows]) if job.how == "dawid-skene" else None
         task = ray.remote(num_cpus=1, max_retries=2)(fuse_case)
         believed = ray.put(model)
-        pending = [task.remote(job, cohort.annotators, row.url, row.case, believed, cohort.reference) for row in rows]
-        found: list[Fused] = list(tqdm(_as_done(pending), total=len(pending), desc=job.how))
+        pending = {
+            task.remote(job, cohort.annotators, row.url, row.case, believed, cohort.reference): row.case for row in rows
+        }
+        found = [
+            Fused(case=case, state="failed", error=_said(done)) if isinstance(done, RayError) else done
+            for case, done in tqdm(_as_done(pending), total=len(pending), desc=job.how)
+        ]
     _report(job, cohort, found, model)
     return int(any(each.state == "failed" for each in found))
 
@@ -87,14 +94,21 @@ def fuse_case(
     """One case, in whatever process. What goes wrong with it is its own: the cohort goes on."""
     try:
         case = open_case(url)
-        there = any(layer.id == job.layer_id for layer in case.layers)
-        if not there or job.replace:
-            layer = Layer(id=job.layer_id, role="fusion", tool=f"rayters {job.how}")
+        tool = recipe(job.how, annotators, balanced=job.balanced, model=model)
+        needed = job.replace or not _is_fused(case, job.layer_id, tool)
+        if needed:
+            layer = Layer(id=job.layer_id, role="fusion", tool=tool)
             case = add_layer(url, layer, _source(job, case, annotators, model), existing="replace")
         dice = _against(case, job.layer_id, annotators, reference) if reference else None
-        return Fused(case=name, state="left alone" if there and not job.replace else "fused", dice=dice)
+        return Fused(case=name, state="fused" if needed else "left alone", dice=dice)
     except (CasebookError, ValueError, OSError) as error:
         return Fused(case=name, state="failed", error=str(error))
+
+
+def _is_fused(case: Case, layer_id: str, tool: str) -> bool:
+    """Whether the layer is there and made by this very recipe; what somebody else made is not ours to overwrite, and counts as well."""
+    made_by = next((layer.tool or "" for layer in case.layers if layer.id == layer_id), None)
+    return made_by is not None and (made_by == tool or not made_by.startswith("rayters "))
 
 
 def _source(job: Job, case: Case, annotators: tuple[str, ...], model: DawidSkene | None) -> Any:
@@ -108,10 +122,13 @@ def _source(job: Job, case: Case, annotators: tuple[str, ...], model: DawidSkene
 def _learn(job: Job, cohort: Cohort, urls: Sequence[str]) -> DawidSkene:
     """Counts every case where it lies, and runs EM on the sum."""
     count = ray.remote(num_cpus=1, max_retries=2)(_count)
-    pending = [count.remote(url, cohort.annotators) for url in urls]
-    counted: list[Patterns] = [
-        each for each in tqdm(_as_done(pending), total=len(pending), desc="count") if each is not None
-    ]
+    pending = {count.remote(url, cohort.annotators): url for url in urls}
+    counted: list[Patterns] = []
+    for url, done in tqdm(_as_done(pending), total=len(pending), desc="count"):
+        if isinstance(done, RayError):
+            print(f"not counted   {url}: {_said(done)}; what is believed of the annotators comes from the other cases")
+        elif done is not None:
+            counted.append(done)
     if not counted:
         raise ValueError(f"no case of cohort '{cohort.name}' could be read: look at one with jobs/ingest.py --check")
     return dawid_skene(add_patterns(counted), classes=len(cohort.classes))
@@ -124,11 +141,20 @@ def _count(url: str, annotators: tuple[str, ...]) -> Patterns | None:
         return None  # the second pass names it
 
 
-def _as_done(pending: list[Any]) -> Iterator[Any]:
-    """Results in the order in which they come."""
-    while pending:
-        done, pending = ray.wait(pending)
-        yield from ray.get(done)
+def _as_done(pending: Mapping[Any, str]) -> Iterator[tuple[str, Any]]:
+    """(name, result) of each task in the order in which they come; the result of one that was lost with its worker is the error."""
+    waiting = list(pending)
+    while waiting:
+        (done,), waiting = ray.wait(waiting)
+        try:
+            yield pending[done], ray.get(done)
+        except RayError as error:
+            yield pending[done], error
+
+
+def _said(error: RayError) -> str:
+    """The last line: before it stands a traceback, or what Ray knows of the machine."""
+    return next((line for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__).strip()
 
 
 def _against(case: Case, layer: str, annotators: tuple[str, ...], reference: str) -> NDArray[np.float64]:

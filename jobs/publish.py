@@ -21,7 +21,7 @@ import tyro
 from casebook import CasebookError, Cohort, open_cohort
 from rayters.inference.whole import see_cohort
 from rayters.reports.assessment import assess
-from rayters.reports.rows import table
+from rayters.reports.rows import Row, table, write_rows
 from rayters.serving.registry import ModelError, Words, current, names, promote, publish, versions
 from rayters.training.model import load_model
 
@@ -54,6 +54,7 @@ class List:
     """Every model, its versions, and which of them is served."""
 
     registry: str = REGISTRY
+    json: str | None = None  # write a row for each version to this file; the value is 1 for the one that is served
 
 
 Job = (
@@ -70,7 +71,7 @@ def main(job: Job) -> None:
     elif isinstance(job, Promote):
         print(f"served from now on: {promote(job.registry, job.name, job.version).id}")
     else:
-        _list(job.registry)
+        _list(job)
 
 
 def _publish(job: Publish) -> None:
@@ -106,17 +107,15 @@ def _confusions(checkpoint: str, cohort: Cohort) -> tuple[tuple[tuple[float | No
     )
 
 
-def _list(registry: str) -> None:
-    lines = []
-    for name in names(registry):
-        served = current(registry, name).version
-        lines += [
-            [c.id, "yes" if c.version == served else "", c.method, c.trained_on, c.published_on]
-            for c in versions(registry, name)
-        ]
-    if not lines:
-        raise ModelError(f"{registry} has no promoted model: python jobs/publish.py publish --help")
+def _list(job: List) -> None:
+    served = {name: current(job.registry, name).version for name in names(job.registry)}
+    cards = [(c, c.version == served[name]) for name in served for c in versions(job.registry, name)]
+    if not cards:
+        raise ModelError(f"{job.registry} has no promoted model: python jobs/publish.py publish --help")
+    lines = [[c.id, "yes" if now else "", c.method, c.trained_on, c.published_on] for c, now in cards]
     print(table(["model", "served", "method", "trained on", "published"], lines))
+    if job.json:
+        write_rows([Row(row=c.id, value=float(now), unit="served") for c, now in cards], job.json)
 
 
 if __name__ == "__main__":

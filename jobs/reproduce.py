@@ -28,10 +28,13 @@ from rayters.tuning.sweep import run_trials
 from reproduce_foveation import Foveation
 from reproduce_mnist import Mnist
 from reproduce_noise import Cells, Lidc, Vessels
+from reproduce_pairs import compared, pairs_table
 from reproduce_study import Study
 
-COLUMNS = {"dice": "Dice", "sd": "sd", "worst": "worst", "of_ceiling": "/ ceiling", "of_best_fixed": "/ best fixed", "paper": "paper",
-           "rmse": "RMSE", "paper_rmse": "paper's RMSE", "ece": "ECE", "seconds": "s"}  # fmt: skip
+COLUMNS = {
+    "dice": "Dice", "sd": "sd", "worst": "worst", "of_ceiling": "/ ceiling", "of_best_fixed": "/ best fixed", "paper": "paper",
+    "rmse": "RMSE", "paper_rmse": "paper's RMSE", "rank": "Spearman", "ece": "ECE", "brier": "Brier", "nll": "NLL", "seconds": "s",
+}  # fmt: skip
 Command = (
     Annotated[Mnist, tyro.conf.subcommand("mnist")]
     | Annotated[Foveation, tyro.conf.subcommand("foveation")]
@@ -48,15 +51,18 @@ def main(study: Study) -> None:
     trials, data = study.trials(), study.data()
     with connected(cpus=study.max_cpus):
         results = run_trials(study.measure, trials, Path(study.storage), data=data, cpus=study.cpus, gpus=study.gpus)
-    lines = study.lines([(trial, result) for trial, result in zip(trials, results, strict=True) if result])
+    measured = [(trial, result) for trial, result in zip(trials, results, strict=True) if result]
+    lines, paired = study.lines(measured), compared(measured, study.pairs())
     rows = study.rows(lines)
-    print(f"{_table(lines)}\n\n{rows_table(rows)}")
+    print("\n\n".join([_table(lines), pairs_table(paired), rows_table(rows)]))
     if lost := sum(result is None for result in results):
         print(f"{lost} of {len(trials)} trials failed; run the same command again", file=sys.stderr)
     if study.json:
         write_rows(rows, study.json)
     if study.record:
-        Path(study.record).write_text(json.dumps(study.about() | _circumstances() | {"rows": lines}, indent=1) + "\n")
+        Path(study.record).write_text(
+            json.dumps(study.about() | _circumstances() | {"rows": lines, "paired": paired}, indent=1) + "\n"
+        )
     if study.picture:
         from reproduce_picture import paint
 

@@ -36,13 +36,13 @@ from rayters.annotators.simulate import FIVE
 from rayters.gaze import AverageGaze, EnsembleGaze, FixedGaze, FoveationGaze, Gaze, RandomGaze
 from rayters.inference.maps import Maps
 from rayters.methods import AnnotatorConfusion, MajorityVote, Method
-from rayters.metrics.overlap import dice_per_image
 from rayters.networks.backbone import UNet
 from rayters.patches.sampling import Sampling
 from rayters.reports.rows import Row
-from rayters.training.run import Run
+from rayters.training.run import Run, to_json
 from rayters.tuning.sweep import Report
-from reproduce_study import Measure, Measured, Study, summary, train_and_test
+from reproduce_pairs import Measured, Pair
+from reproduce_study import Measure, Study, scores, summary, train_and_test
 
 SIDE_PX, CELL_PX = 432, (24, 108)  # of a slide, and of its cells, each with one disc
 DISC_PX, BAR_PX, GAP_PX = 16, 8, 32  # a disc, a bar as tall as it, and what is between them
@@ -103,7 +103,9 @@ class Foveation(Study):
     def trials(self) -> list[dict[str, Any]]:
         sizes = {"patches": self.patches, "width": self.width}
         return [
-            {"row": row, "setting": TABLE[row].setting, "seed": seed, "epochs": self.epochs * _networks(row)} | sizes
+            {"row": row, "setting": TABLE[row].setting, "seed": seed, "epochs": self.epochs * _networks(row)}
+            | sizes
+            | {"gaze": to_json(TABLE[row].gaze), "method": to_json(TABLE[row].method)}
             for row in self.only
             for seed in range(self.seeds)
         ]
@@ -125,6 +127,16 @@ class Foveation(Study):
         for line in lines:
             line["of_best_fixed"] = line["dice"] / best if best and line["setting"] == "clean" else None
         return lines
+
+    def pairs(self) -> list[Pair]:
+        alone = [
+            Pair(setting="clean", ours="mean", peer=row)
+            for row in TABLE
+            if TABLE[row].setting == "clean" and row != "mean"
+        ]
+        return alone + [
+            Pair(setting="five", ours="mean_confusion", peer=row) for row in ("mean_vote", "fixed_confusion")
+        ]
 
     def rows(self, lines: Sequence[dict[str, Any]]) -> list[Row]:
         return goal_rows({line["key"]: line["dice"] for line in lines})
@@ -205,7 +217,7 @@ def _disc(shape: tuple[int, ...], low: NDArray[np.int64], side: int) -> NDArray[
 
 
 def measure(trial: Mapping[str, Any], cohorts: Mapping[str, Cohort], report: Report) -> dict[str, Any]:
-    """One training from one seed, measured against the truth of the test slides: {"dice"}. Leaves a picture of the first one."""
+    """One training from one seed, measured against the truth of the test slides, as ``scores``. Leaves a picture of the first one."""
     entry, cohort = TABLE[trial["row"]], cohorts[trial["setting"]]
     run = Run(
         method=entry.method,
@@ -218,8 +230,8 @@ def measure(trial: Mapping[str, Any], cohorts: Mapping[str, Cohort], report: Rep
         seed=trial["seed"],
     )
     tested = list(train_and_test(run, cohort))
-    _paint_first(cohort, *tested[0], name=f"{trial['row']}-{trial['seed']}.png")
-    return {"dice": float(np.nanmean(dice_per_image([(seen.labels, truth) for seen, truth in tested], classes=2)))}
+    _paint_first(cohort, *tested[0][1:], name=f"{trial['row']}-{trial['seed']}.png")
+    return scores(tested)
 
 
 def _paint_first(cohort: Cohort, seen: Maps, truth: Labels, *, name: str) -> None:

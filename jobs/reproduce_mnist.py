@@ -25,20 +25,23 @@ from rayters.methods import (
     MeanLabels,
     Method,
     OneAnnotator,
+    ProbabilisticUNet,
+    RandomAnnotator,
     Staple,
 )
 from rayters.methods.annotator_confusion import AS_PUBLISHED
-from rayters.metrics.confusion_error import confusion_rmse, count_confusion, sum_estimate
+from rayters.metrics.confusion_error import confusion_rmse, count_confusion, reliability_rank_correlation, sum_estimate
 from rayters.metrics.overlap import dice_per_image
 from rayters.networks.backbone import UNet
 from rayters.networks.task import Task
 from rayters.reports.rows import Row
 from rayters.training.loop import Epoch, Stream, fit
-from rayters.training.run import Run
+from rayters.training.run import Run, to_json
 from rayters.training.step import to_device
 from rayters.training.team import Team
 from rayters.tuning.sweep import Report
-from reproduce_study import Measure, Measured, Study, summary
+from reproduce_pairs import Measured, Pair
+from reproduce_study import Measure, Study, summary
 
 MNIST = "../shared/data/mnist-annotators/t10k-images-idx3-ubyte.gz"
 NOISE = 0.5  # standard deviation of the Gaussian on an intensity in [0, 1]; the clean ceiling is then about .92
@@ -52,7 +55,7 @@ class Entry:
     """One row of the table: a method, how its labels are prepared, and the paper's Dice and confusion error in per cent and RMSE."""
 
     title: str
-    method: Method
+    method: Method | tuple[Method, ...]  # several: a network each, and the mean of their posteriors
     labels: Literal["annotators", "clean", "spatial_staple"] = "annotators"
     dense: tuple[float, float | None] | None = None
     one: tuple[float, float | None] | None = None
@@ -87,11 +90,14 @@ TABLE: Mapping[str, Entry] = {
         one=(56.73, 0.2384),
     ),
     "dawid_skene": Entry(title="Dawid-Skene", method=DawidSkene()),
+    "probabilistic": Entry(title="Probabilistic U-Net", method=ProbabilisticUNet()),
+    "random": Entry(title="a random annotator per step", method=RandomAnnotator()),
+    "separate": Entry(
+        title="a network per annotator, averaged",
+        method=tuple(OneAnnotator(annotator=i) for i in range(len(FIVE))),
+        dense=(70.44, None),
+    ),
     "oracle": Entry(title="oracle, known global confusions", method=KnownConfusion(), dense=(83.29, 0.0238)),
-    **{
-        f"only_{a.name}": Entry(title=f"one network: {a.name}", method=OneAnnotator(annotator=i))
-        for i, a in enumerate(FIVE)
-    },
 }
 
 
@@ -118,7 +124,7 @@ class Mnist(Study):
         many = {("ours", "dense"), ("ours", "one"), ("ceiling", "dense")}
         return [
             {"row": row, "setting": setting, "seed": seed, "digits": self.digits, "epochs": epochs[setting]}
-            | {"width": self.width}
+            | {"width": self.width, "noise": NOISE, "method": to_json(TABLE[row].method)}
             for row in self.only
             for setting in self.settings
             for seed in range(self.seeds_ours if (row, setting) in many else self.seeds)
@@ -142,6 +148,10 @@ class Mnist(Study):
             for name, of in (("of_ceiling", "dice"), ("worst_of_ceiling", "worst")):
                 line[name] = line[of] / ceiling if ceiling else None
         return lines
+
+    def pairs(self) -> list[Pair]:
+        """Ours against every other row."""
+        return [Pair(setting=s, ours="ours", peer=row) for s in self.settings for row in TABLE if row != "ours"]
 
     def rows(self, lines: Sequence[dict[str, Any]]) -> list[Row]:
         return goal_rows({(line["key"], line["setting"]): line for line in lines})
@@ -167,7 +177,7 @@ def read_digits(path: str) -> np.ndarray:
 
 
 def measure(trial: Mapping[str, Any], images: np.ndarray, report: Report) -> dict[str, Any]:
-    """One training from one seed, measured on the test digits: {"dice", "rmse", "agreement", "astray", "seconds"}."""
+    """One training from one seed, measured on the test digits: {"dice", "patients", "rmse", "agreement", "astray", "seconds"}."""
     torch.set_num_threads(1)
     started, entry, seed = time.monotonic(), TABLE[trial["row"]], trial["seed"]
     truth = (images > 0.5).astype(np.uint8)
@@ -175,10 +185,11 @@ def measure(trial: Mapping[str, Any], images: np.ndarray, report: Report) -> dic
     rng = np.random.default_rng(0)
     noisy = images[:, None] + rng.normal(0, NOISE, (len(images), 3, SIDE_PX, SIDE_PX)).astype(np.float32)
     labels = prepare(entry, drawn, truth, trial["setting"], seed)
-    method = entry.method if not isinstance(entry.method, KnownConfusion) else known(drawn, truth)
+    methods = entry.method if isinstance(entry.method, tuple) else (entry.method,)
+    methods = tuple(known(drawn, truth) if isinstance(each, KnownConfusion) else each for each in methods)
     train, test = len(images) * 8 // 10, len(images) * 9 // 10
     run = Run(
-        method=method,
+        method=methods[0],
         network=UNet(width=trial["width"]),
         patch_px=(SIDE_PX, SIDE_PX),
         epochs=trial["epochs"],
@@ -191,8 +202,8 @@ def measure(trial: Mapping[str, Any], images: np.ndarray, report: Report) -> dic
         classes=2,
         annotators=labels.shape[1],
         patch_px=run.patch_px,
-        mean=(float(noisy.mean()),) * 3,
-        std=(float(noisy.std()),) * 3,
+        mean=(float(noisy[:train].mean()),) * 3,
+        std=(float(noisy[:train].std()),) * 3,
     )
     stream = Stream(
         steps=train // run.batch_size,
@@ -201,8 +212,9 @@ def measure(trial: Mapping[str, Any], images: np.ndarray, report: Report) -> dic
         ),
         validation=lambda: batches(noisy[train:test], labels[train:test], run.batch_size, None),
     )
-    last = fit(run, task, stream, _Silent(), team=Team())
-    return assess(run, task, last, noisy[test:], drawn[test:], truth[test:]) | {
+    trained = [(each, fit(replace(run, method=each), task, stream, _Silent(), team=Team())) for each in methods]
+    last = trained[-1][1]
+    return assess(trained, task, noisy[test:], drawn[test:], truth[test:]) | {
         "agreement": last.measured["agreement"],
         "astray": last.measured["astray"],
         "seconds": time.monotonic() - started,
@@ -240,23 +252,28 @@ def batches(
 
 @torch.no_grad()
 def assess(
-    run: Run, task: Task, last: Epoch, noisy: np.ndarray, drawn: np.ndarray, truth: np.ndarray
+    trained: Sequence[tuple[Method, Epoch]], task: Task, noisy: np.ndarray, drawn: np.ndarray, truth: np.ndarray
 ) -> dict[str, Any]:
-    """Dice per test digit, its mean, and the confusion error where the method estimates confusions of all annotators."""
-    net, predicted, estimates = last.net.eval(), [], []
+    """Dice per test digit, its mean, and where one method estimates confusions of all annotators their error, and Spearman's correlation
+    of how reliable annotators are estimated to be and are.
+    """
+    predicted, estimates = [], []
     for first in range(0, len(noisy), 100):
         here = slice(first, first + 100)
         views = to_device({"views": noisy[here][:, None], "labels": drawn[here]}, task, torch.device("cpu")).views
-        prediction = run.method.predict(net(views))
-        predicted.append(prediction.posterior.argmax(1).numpy())
-        if prediction.confusion is not None:
-            estimates.append(sum_estimate(prediction.confusion.numpy(), truth[here]))
+        predictions = [method.predict(last.net.eval()(views)) for method, last in trained]
+        predicted.append(sum(each.posterior for each in predictions).argmax(1).numpy())
+        if predictions[0].confusion is not None:
+            estimates.append(sum_estimate(predictions[0].confusion.numpy(), truth[here]))
     dice = dice_per_image(zip(np.concatenate(predicted), truth, strict=True), classes=2)[:, 0]
     true = count_confusion(drawn, truth, classes=2).confusion
     estimate = sum(estimates[1:], estimates[0]).confusion if estimates else None
-    rmse = None if estimate is None or estimate.shape != true.shape else confusion_rmse(estimate, true)
+    known_to_all = estimate is not None and estimate.shape == true.shape
+    rmse = confusion_rmse(estimate, true) if known_to_all else None
+    rank = reliability_rank_correlation(estimate, true) if known_to_all else None
     area = float(np.concatenate(predicted).mean() / truth.mean())
-    return {"dice": float(np.nanmean(dice)), "rmse": rmse, "area": area}
+    patients = {str(number): float(one) for number, one in enumerate(dice) if np.isfinite(one)}
+    return {"dice": float(np.nanmean(dice)), "patients": patients, "rmse": rmse, "rank": rank, "area": area}
 
 
 class _Silent:

@@ -9,16 +9,19 @@ Felfeliyan et al. 2022 and Shi & Wu 2021 published neither code nor all figures;
     soft, soft biased    every drawing is spoilt with probability one half: Li et al.'s superpixel-guided noise, 70 % of the foreground
                          changed; biased: always grown
     0 %                  one drawing per picture, nothing spoilt: what there is to win back
-    30 %, 50 %, 70 %     one drawing per picture, of one of its annotators at random; so many pictures' drawings are spoilt
+    30 %, 50 %, 70 %     one drawing per picture, of one of its annotators at random; so many of each split's drawings are spoilt
     50 % biased          likewise, always grown
+    50 % wandering       likewise, by Yao et al.'s Markov process along the boundary, outwards more often than inwards
 
-Methods that want the share of noisy pictures are told the true one, co-teaching as well as effective supervision.
+Every seed of the training has its own seed of the noise. Methods that want the share of noisy pictures are told the true one,
+co-teaching as well as effective supervision; both have two networks, and so has one of the rows of cross-entropy.
 """
 
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,39 +40,43 @@ from casebook import (
 )
 from casebook.ingest import Ingest, ingest
 from rayters.annotators.fuse import majority_vote
-from rayters.annotators.noise import Bias, SuperpixelGuided
+from rayters.annotators.noise import MarkovBoundary, Noise, SuperpixelGuided
 from rayters.methods import CoTeaching, EffectiveSupervision, MajorityVote, Method, OneAnnotator, SoftLabels
 from rayters.metrics.calibration import calibration
-from rayters.metrics.overlap import dice_per_image
 from rayters.networks.backbone import UNet
 from rayters.patches.sampling import Sampling
 from rayters.reports.rows import Row
-from rayters.training.run import Run
+from rayters.training.run import Run, to_json
 from rayters.tuning.sweep import Report
-from reproduce_study import Measure, Measured, Study, summary, train_and_test
+from reproduce_pairs import Measured, Pair
+from reproduce_study import Measure, Study, scores, summary, train_and_test
 
 Labels = NDArray[np.uint8]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """share: of drawings (all: of the seven, each for itself) or of pictures (one drawing each) that are spoilt."""
+    """share: of drawings (all: of all annotators', each for itself) or of pictures (one drawing each) that are spoilt."""
 
     share: float
+    noise: Noise
     all: bool = False
-    bias: Bias = "none"
 
 
+EVERY_WAY, GROWN = SuperpixelGuided(share=0.7), SuperpixelGuided(share=0.7, bias="grow")
 SETTINGS: Mapping[str, Setting] = {
-    "soft": Setting(share=0.5, all=True),
-    "soft biased": Setting(share=0.5, all=True, bias="grow"),
-    "0 %": Setting(share=0.0),
-    "30 %": Setting(share=0.3),
-    "50 %": Setting(share=0.5),
-    "70 %": Setting(share=0.7),
-    "50 % biased": Setting(share=0.5, bias="grow"),
+    "soft": Setting(share=0.5, noise=EVERY_WAY, all=True),
+    "soft biased": Setting(share=0.5, noise=GROWN, all=True),
+    "0 %": Setting(share=0.0, noise=EVERY_WAY),
+    "30 %": Setting(share=0.3, noise=EVERY_WAY),
+    "50 %": Setting(share=0.5, noise=EVERY_WAY),
+    "70 %": Setting(share=0.7, noise=EVERY_WAY),
+    "50 % biased": Setting(share=0.5, noise=GROWN),
+    "50 % wandering": Setting(share=0.5, noise=MarkovBoundary(expand=0.7)),
 }
+CEILING = "ceiling"  # the key of the row that learns from the reference
 HARD: Mapping[str, tuple[str, Method]] = {
+    CEILING: ("BCE and soft Dice, the reference itself (ceiling)", MajorityVote()),
     "bce_one": ("BCE, one annotator", OneAnnotator()),
     "bce_vote": ("BCE, vote", MajorityVote(dice=0)),
     "dice_vote": ("BCE and soft Dice, vote", MajorityVote()),
@@ -78,6 +85,7 @@ HARD: Mapping[str, tuple[str, Method]] = {
 }
 NOISY: Mapping[str, tuple[str, Method]] = {
     "ce": ("cross-entropy", MajorityVote(dice=0)),
+    "ce_two": ("cross-entropy, two networks", CoTeaching(level="patch", noisy_share=0)),
     "co_teaching": ("co-teaching", CoTeaching(level="patch")),
     "supervision": ("effective supervision", EffectiveSupervision()),
 }
@@ -92,10 +100,13 @@ class Noisy(Study):
     settings: tuple[str, ...] = tuple(SETTINGS)
     source: str = ""
     tile_px: tuple[int, ...] = ()
-    epochs: int = 60  # with a fifth of it nothing is lost by noise, since not even clean labels are learnt
-    patches: int = 200  # an epoch's
+    epochs: int = 12
+    patches: int = (
+        1000  # an epoch's; with a fifth of them nothing is lost by noise, since not even clean labels are learnt
+    )
+    balance: Literal["uniform", "class"] = "uniform"
     width: int = 8
-    noise_seed: int = 0
+    noise_seed: int = 0  # of the training with seed 0; the others' follow
 
     def options(self) -> dict[str, Any]:
         """How the source is ingested."""
@@ -105,9 +116,17 @@ class Noisy(Study):
         return replace(self, epochs=1, patches=32, width=4, seeds=1)
 
     def trials(self) -> list[dict[str, Any]]:
-        sizes = {"epochs": self.epochs, "patches": self.patches, "width": self.width, "noise": self.noise_seed}
+        sizes = {"epochs": self.epochs, "patches": self.patches, "width": self.width, "balance": self.balance}
         return [
-            {"row": row, "setting": setting, "seed": seed, "tile_px": list(self.tile_px)} | sizes
+            {
+                "row": row,
+                "setting": setting,
+                "seed": seed,
+                "noise": self.noise_seed + seed,
+                "tile_px": list(self.tile_px),
+            }
+            | sizes
+            | {"method": to_json({**HARD, **NOISY}[row][1]), "spoilt": repr(SETTINGS[setting])}
             for setting in self.settings
             for row in (HARD if SETTINGS[setting].all else NOISY)
             if row in self.only
@@ -115,12 +134,15 @@ class Noisy(Study):
         ]
 
     def data(self) -> dict[str, Cohort]:
-        """One cohort for each setting; the validation's drawings are as noisy as the training's."""
+        """One cohort for each setting and seed of the noise; the validation's drawings are as noisy as the training's."""
         root = Path(self.storage).absolute()
         ingest(Ingest(source=self.source, to=str(root / "clean"), name=root.name, **self.options()))
         clean = open_cohort(str(root / "clean"))
-        seed = self.noise_seed
-        return {name: spoilt(clean, root / f"{name}-{seed}", SETTINGS[name], seed=seed) for name in self.settings}
+        return {
+            data_key(name, seed): spoilt(clean, root / data_key(name, seed), SETTINGS[name], seed=seed)
+            for name in self.settings
+            for seed in range(self.noise_seed, self.noise_seed + self.seeds)
+        }
 
     @property
     def measure(self) -> Measure:
@@ -128,6 +150,11 @@ class Noisy(Study):
 
     def lines(self, measured: Sequence[Measured]) -> list[dict[str, Any]]:
         return summary(measured, TITLES)
+
+    def pairs(self) -> list[Pair]:
+        return [
+            Pair(setting=setting, ours=ours, peer=peer) for setting in self.settings for ours, peer, _ in asked(setting)
+        ]
 
     def rows(self, lines: Sequence[dict[str, Any]]) -> list[Row]:
         return goal_rows({(line["setting"], line["key"]): line["dice"] for line in lines})
@@ -155,8 +182,9 @@ class Lidc(Noisy):
 
     source: str = "../shared/data/lidc"
     tile_px: tuple[int, ...] = (1, 64, 64)  # slices lie millimetres apart
-    epochs: int = 12
-    patches: int = 400
+    balance: Literal["uniform", "class"] = (
+        "class"  # a nodule has a hundredth of its slice: of tiles from anywhere BCE learns nothing
+    )
     storage: str = "rayters-runs/reproduce-lidc"
 
     def options(self) -> dict[str, Any]:
@@ -169,12 +197,23 @@ class Vessels(Noisy):
 
     source: str = "../shared/data/chase"
     tile_px: tuple[int, ...] = (64, 64)
-    epochs: int = 12
-    patches: int = 400
     storage: str = "rayters-runs/reproduce-vessels"
 
     def options(self) -> dict[str, Any]:
         return {"group": r"(\d+)[LR]", "classes": ("background", "vessel")}
+
+
+def asked(setting: str) -> list[tuple[str, str, str]]:
+    """Which rows are compared, (ours, its peer, the goal of their ratio)."""
+    if not SETTINGS[setting].all:
+        return [("supervision", "ce", "> 1"), ("supervision", "ce_two", ""), ("supervision", "co_teaching", ">= 1")]
+    peers = [("bce_one", ">= 1.08"), ("bce_vote", ""), ("dice_vote", "")]
+    return [(ours, peer, goal) for ours in ("soft", "soft_proper") for peer, goal in peers]
+
+
+def data_key(setting: str, seed: int) -> str:
+    """The name of a cohort: its setting, what is done to its drawings, the seed of the noise."""
+    return f"{setting}-{zlib.crc32(repr(SETTINGS[setting]).encode()):08x}-{seed}"
 
 
 def goal_rows(dice: Mapping[tuple[str, str], float]) -> list[Row]:
@@ -183,12 +222,7 @@ def goal_rows(dice: Mapping[tuple[str, str], float]) -> list[Row]:
     for setting, noise in SETTINGS.items():
         if not noise.share:
             continue
-        pairs = (
-            [("soft", "bce_one", ">= 1.08"), ("soft", "bce_vote", ""), ("soft", "dice_vote", "")]
-            if noise.all
-            else [("supervision", "ce", "> 1"), ("supervision", "co_teaching", ">= 1")]
-        )
-        for ours, peer, goal in pairs:
+        for ours, peer, goal in asked(setting):
             if (setting, ours) in dice and (setting, peer) in dice:
                 name = f"{TITLES[ours]} / {TITLES[peer]}, {setting}, Dice"
                 rows.append(Row(row=name, value=dice[setting, ours], reference=dice[setting, peer], goal=goal))
@@ -200,17 +234,16 @@ def spoilt(clean: Cohort, to: Path, setting: Setting, *, seed: int) -> Cohort:
     try:
         return open_cohort(str(to))
     except CaseNotFoundError:
-        noise = SuperpixelGuided(share=0.7, bias=setting.bias)
-    order = np.random.default_rng([seed, 0]).permutation(len(clean.cases))
+        wrong_cases = _drawn_lots(clean, setting, seed)
     names = clean.annotators if setting.all else ("drawing",)
     rows: list[CaseRow] = []
     for number, row in enumerate(clean.cases):
         case, rng = open_case(row.url), np.random.default_rng([seed, 1, number])
         drawn = _read(case, *clean.annotators)
         kept = drawn if setting.all else drawn[[int(rng.choice(_drawn(drawn)))]]
-        wrong = rng.random(len(kept)) < setting.share if setting.all else [order[number] < setting.share * len(order)]
+        wrong = rng.random(len(kept)) < setting.share if setting.all else [row.case in wrong_cases]
         layers = {
-            Layer(id=name): noise.draw(labels, rng) if spoil else labels
+            Layer(id=name): setting.noise.draw(labels, rng) if spoil else labels
             for name, labels, spoil in zip(names, kept, wrong, strict=True)
         }
         gold = _read(case, clean.reference)[0] if clean.reference else majority_vote(drawn, classes=len(clean.classes))
@@ -228,6 +261,15 @@ def spoilt(clean: Cohort, to: Path, setting: Setting, *, seed: int) -> Cohort:
     return write_cohort(str(to), rows, name=to.name, classes=clean.classes, annotators=names, reference="gold")
 
 
+def _drawn_lots(clean: Cohort, setting: Setting, seed: int) -> set[str]:
+    """The cases with a spoilt drawing: the same share of each split."""
+    rng, wrong = np.random.default_rng([seed, 0]), set()
+    for split in sorted({row.split for row in clean.cases}):
+        cases = [row.case for row in clean.cases if row.split == split]
+        wrong |= set(rng.permutation(cases)[: round(setting.share * len(cases))].tolist())
+    return wrong
+
+
 def _read(case: Case, *layers: str) -> Labels:
     return case.read_labels(layers, 0, (0,) * len(case.shapes[0]), case.shapes[0])
 
@@ -238,8 +280,9 @@ def _drawn(layers: Labels) -> NDArray[np.int64]:
 
 
 def measure(trial: Mapping[str, Any], cohorts: Mapping[str, Cohort], report: Report) -> dict[str, Any]:
-    """One training from one seed against the reference of the test cases: {"dice", "ece"}."""
-    cohort, setting = cohorts[trial["setting"]], SETTINGS[trial["setting"]]
+    """One training from one seed against the reference of the test cases: {"dice", "patients", "ece", "brier", "nll"}."""
+    cohort, setting = cohorts[data_key(trial["setting"], trial["noise"])], SETTINGS[trial["setting"]]
+    cohort = _from_the_reference(cohort) if trial["row"] == CEILING else cohort
     method = {**HARD, **NOISY}[trial["row"]][1]
     if isinstance(method, CoTeaching | EffectiveSupervision):
         method = replace(method, noisy_share=setting.share)
@@ -248,12 +291,18 @@ def measure(trial: Mapping[str, Any], cohorts: Mapping[str, Cohort], report: Rep
         network=UNet(width=trial["width"]),
         patch_px=tuple(trial["tile_px"]),
         epochs=trial["epochs"],
-        sampling=Sampling(patches_per_epoch=trial["patches"]),
+        sampling=Sampling(patches_per_epoch=trial["patches"], balance=trial["balance"]),
         seed=trial["seed"],
         restarts=0,
         force=True,  # a slot of the crowd is taken for a person by the row of one annotator
     )
     tested = list(train_and_test(run, cohort))
-    dice = dice_per_image([(seen.labels, gold) for seen, gold in tested], classes=2)
-    ece = [calibration(seen.posterior, gold).ece for seen, gold in tested]
-    return {"dice": float(np.nanmean(dice)), "ece": float(np.mean(ece))}
+    parts = [calibration(seen.posterior, gold) for _, seen, gold in tested]
+    whole = sum(parts[1:], parts[0])
+    return scores(tested) | {"ece": whole.ece, "brier": whole.brier, "nll": whole.nll}
+
+
+def _from_the_reference(cohort: Cohort) -> Cohort:
+    """The same cases with the reference for an annotator."""
+    only = (str(cohort.reference),)
+    return replace(cohort, annotators=only, cases=tuple(replace(row, annotators=only) for row in cohort.cases))

@@ -14,13 +14,15 @@ from casebook import Cohort, open_case
 from rayters.inference.maps import Maps
 from rayters.inference.predict import predict_region
 from rayters.inference.tiling import Tiling
+from rayters.metrics.overlap import dice_per_image
 from rayters.reports.rows import Row
+from rayters.reports.statistics import by_group
 from rayters.training.local import train_locally
 from rayters.training.run import Run
 from rayters.tuning.sweep import Report
+from reproduce_pairs import Measured, Pair
 
 Measure = Callable[[Mapping[str, Any], Any, Report], Mapping[str, Any]]
-Measured = tuple[Mapping[str, Any], Mapping[str, Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,11 +54,15 @@ class Study:
 
     @property
     def measure(self) -> Measure:
-        """A trial and the data to its figures: {"dice": ..., ...}."""
+        """A trial and the data to its figures: {"dice": ..., "patients": {name: Dice}, ...}."""
         raise NotImplementedError
 
     def lines(self, measured: Sequence[Measured]) -> list[dict[str, Any]]:
         """The table: what ``summary`` says, and the paper's figures."""
+        raise NotImplementedError
+
+    def pairs(self) -> list[Pair]:
+        """Which rows are compared image by image."""
         raise NotImplementedError
 
     def rows(self, lines: Sequence[dict[str, Any]]) -> list[Row]:
@@ -87,14 +93,14 @@ def _line(key: str, setting: str, title: str, results: Sequence[Mapping[str, Any
     dice = np.array([each["dice"] for each in results])
     line = {"key": key, "title": title, "setting": setting, "seeds": len(dice), "dice": float(dice.mean())}
     line |= {"sd": float(dice.std(ddof=1)) if len(dice) > 1 else None, "worst": float(dice.min())}
-    for name in sorted(set(results[0]) - {"dice"}):
+    for name in sorted(set(results[0]) - {"dice", "patients"}):
         values = [each[name] for each in results if each[name] is not None]
         line[name] = float(np.mean(values)) if values else None
     return line | {"each_dice": [round(float(one), 4) for one in dice]}
 
 
-def train_and_test(run: Run, cohort: Cohort) -> Iterator[tuple[Maps, NDArray[np.uint8]]]:
-    """One training on one core; then each test case as the model sees it, and the cohort's reference of it."""
+def train_and_test(run: Run, cohort: Cohort) -> Iterator[tuple[str, Maps, NDArray[np.uint8]]]:
+    """One training on one core; then of each test case the patient, the case as the model sees it, and the cohort's reference of it."""
     torch.set_num_threads(1)
     with TemporaryDirectory(prefix="rayters-reproduce-") as folder:
         model = train_locally(run, cohort, Path(folder))
@@ -102,4 +108,10 @@ def train_and_test(run: Run, cohort: Cohort) -> Iterator[tuple[Maps, NDArray[np.
         case = open_case(row.url)
         whole = (0,) * len(case.shapes[0]), case.shapes[0]
         seen = predict_region(model, case, tiling=Tiling(overlap=0.5, annotators=False))
-        yield seen, case.read_labels((str(cohort.reference),), 0, *whole)[0]
+        yield row.group, seen, case.read_labels((str(cohort.reference),), 0, *whole)[0]
+
+
+def scores(tested: Sequence[tuple[str, Maps, NDArray[np.uint8]]]) -> dict[str, Any]:
+    """{"dice": mean over test cases, "patients": {name: Dice}} of the first foreground class; cases without it do not count."""
+    dice = dice_per_image([(seen.labels, truth) for _, seen, truth in tested], classes=2)[:, 0]
+    return {"dice": float(np.nanmean(dice)), "patients": by_group(dice.tolist(), [group for group, _, _ in tested])}

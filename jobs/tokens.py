@@ -9,12 +9,13 @@ A token is printed once and kept as a hash. The file may lie in a bucket: --file
 
 import sys
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Literal
 
 import tyro
 
 from casebook import CasebookError
-from rayters.reports.rows import table
+from rayters.reports.rows import Row, table, write_rows
 from rayters.serving.tokens import issue, read_tokens, revoke
 
 FILE = "rayters-runs/tokens.json"
@@ -35,6 +36,7 @@ class List:
     """Every token's id, scope, last day and holder."""
 
     file: str = FILE
+    json: str | None = None  # write a row for each token to this file; the value is the days that it has left
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,8 +62,16 @@ def main(job: Job) -> None:
         revoke(job.file, job.id)
         print(f"{job.id} is no longer valid")
     else:
-        lines = [[t.id, t.scope, t.expires_on, t.holder] for t in read_tokens(job.file)]
-        print(table(["token", "scope", "valid until", "holder"], lines))
+        _list(job)
+
+
+def _list(job: List) -> None:
+    tokens, now = read_tokens(job.file), datetime.now(UTC)
+    print(table(["token", "scope", "valid until", "holder"], [[t.id, t.scope, t.expires_on, t.holder] for t in tokens]))
+    if job.json:
+        left = [(datetime.fromisoformat(t.expires_on) - now) / timedelta(days=1) for t in tokens]
+        rows = [Row(row=f"{t.id}, {t.scope}", value=days, unit="days") for t, days in zip(tokens, left, strict=True)]
+        write_rows(rows, job.json)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
     python jobs/train.py                                    the demo: five simulated annotators of real handwritten digits
     python jobs/train.py --cohort ~/cohorts/chase           your own cohort, as jobs/ingest.py wrote it
+    python jobs/train.py --cohort cohorts/mine --learn-from fused-staple method:majority-vote     what jobs/fuse.py wrote
     python jobs/train.py --cohort s3://bucket/cohort --storage s3://bucket/runs --crew.workers 4 --crew.gpu
     ray job submit --working-dir . --runtime-env jobs/runtime_env.yaml -- python jobs/train.py
 
@@ -17,17 +18,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import tyro
 
-from casebook import CasebookError, Cohort, open_cohort
+from casebook import CasebookError, Cohort, open_cohort, write_cohort
 from rayters.annotators.demo import demo_cohort
 from rayters.inference.whole import see_case, see_cohort
-from rayters.methods import MajorityVote
+from rayters.methods import AnnotatorConfusion, MajorityVote
 from rayters.methods.sentinel import Standing, Verdict, judge
 from rayters.networks.backbone import UNet
 from rayters.patches.sampling import Sampling
-from rayters.reports.assessment import Assessment, assess
+from rayters.reports.assessment import assess
 from rayters.reports.portrait import paint
 from rayters.reports.rows import rows_table, write_rows
 from rayters.reports.training import Contender, annotators_table, contest_rows, methods_table
@@ -50,6 +50,7 @@ class Job:
     cohort: str | None = None  # URL of a cohort (a folder, memory:// or s3://); none: the embedded demo
     storage: str = "rayters-runs"  # where runs, models and pictures go; a folder or an s3:// URL
     name: str | None = None  # of the run; the same name resumes it. None: made from the method and its settings
+    learn_from: tuple[str, ...] = ()  # layers of the cases, as jobs/fuse.py writes them, instead of the annotators' own
     baseline: bool = True  # train the majority vote as well
     seeds: int = 1  # train each method so many times, from --seed on; the table gives mean ± sd
     run: Annotated[Run, tyro.conf.arg(name="")] = field(default_factory=lambda: USUAL)
@@ -62,13 +63,35 @@ def main(job: Job) -> None:
     """Trains, assesses, prints and paints."""
     storage = job.storage if "://" in job.storage else str(Path(job.storage).absolute())
     cohort = open_cohort(job.cohort) if job.cohort else demo_cohort(f"{storage}/demo-cohort")
-    run = resolve(job.run if job.cohort else _demo_run(job.run), cohort)
+    lessons = _lessons(job, cohort, storage)
+    run = resolve(job.run if job.cohort else _demo_run(job.run), lessons)
     methods = [run.method]
     if job.baseline and not isinstance(run.method, MajorityVote):
         methods.insert(0, MajorityVote())
     with connected():
-        trained = [_train(job, dataclasses.replace(run, method=method), cohort, storage) for method in methods]
+        trained = [_train(job, dataclasses.replace(run, method=method), lessons, storage) for method in methods]
     _report(job, cohort, trained, storage)
+
+
+def _lessons(job: Job, cohort: Cohort, storage: str) -> Cohort:
+    """The cohort as it is learnt from. With --learn-from it has a table of its own in the storage, which every worker can open."""
+    if not job.learn_from:
+        return cohort
+    if cohort.reference in job.learn_from:
+        print(
+            f"warning: '{cohort.reference}' is the reference: what learns from it is the ceiling that clean labels give, and no result"
+        )
+    chosen = cohort.learning_from(tuple(dict.fromkeys(job.learn_from)))
+    fingerprint = hashlib.sha256(json.dumps([cohort.url, chosen.annotators]).encode()).hexdigest()[:8]
+    return write_cohort(
+        f"{storage}/learn-from-{fingerprint}",
+        chosen.cases,
+        name=chosen.name,
+        classes=chosen.classes,
+        stable_annotators=chosen.stable_annotators,
+        licence=chosen.licence,
+        annotators=chosen.annotators,
+    )
 
 
 def _train(job: Job, run: Run, cohort: Cohort, storage: str) -> list[Trained]:
@@ -98,7 +121,7 @@ def _name(job: Job, run: Run, cohort: Cohort) -> str:
 
 def _report(job: Job, cohort: Cohort, trained: list[list[Trained]], storage: str) -> None:
     test = cohort.split("test")
-    contenders = [_assess(each, test) for each in trained]
+    contenders = [_assess(each, test) for each in trained]  # beside the annotators, whatever was learnt from
     print(f"\n{cohort.name}: {len(test.cases)} test cases, classes {', '.join(cohort.classes)}\n")
     print(methods_table(contenders), "\n")
     print(annotators_table(cohort, contenders), "\n")
@@ -109,7 +132,7 @@ def _report(job: Job, cohort: Cohort, trained: list[list[Trained]], storage: str
     if job.json:
         write_rows(rows, job.json)
     picture = Path("rayters-runs" if "://" in storage else storage) / "train.png"
-    shown = [see_case(each[0].model, test, test.cases[0]) for each in trained]
+    shown = [see_case(each[0].model, test, test.cases[0], annotators=test.annotators) for each in trained]
     paint(picture, cohort, shown, [each.assessed[0] for each in contenders])
     print(f"\ncohort   {cohort.url}\npicture  {picture}")
     for each in (each for seeds in trained for each in seeds):
@@ -122,15 +145,16 @@ def _report(job: Job, cohort: Cohort, trained: list[list[Trained]], storage: str
 
 
 def _assess(trained: list[Trained], test: Cohort) -> Contender:
-    assessed = tuple(assess(each.model, see_cohort(each.model, test)) for each in trained)
-    verdicts = tuple(_verdict(each.model, of) for each, of in zip(trained, assessed, strict=True))
-    return Contender(assessed=assessed, verdicts=verdicts)
+    assessed = tuple(assess(each.model, see_cohort(each.model, test, annotators=test.annotators)) for each in trained)
+    return Contender(assessed=assessed, verdicts=tuple(_verdict(each.model) for each in trained))
 
 
-def _verdict(model: Model, assessed: Assessment) -> Verdict:
-    """What the sentinel says, of validation labels and the confusions on the test split."""
-    stands = Standing(**{name: model.measured[name] for name in ("agreement", "drawn", "surprise")})
-    return judge(stands, average=torch.from_numpy(assessed.estimated).nan_to_num(0.5) if assessed.learnt else None)
+def _verdict(model: Model) -> Verdict:
+    """What the sentinel says of the validation labels."""
+    stands = Standing(
+        **{name: model.measured[name] for name in ("agreement", "drawn", "expected", "dominance", "ahead")}
+    )
+    return judge(stands, explains=isinstance(model.run.method, AnnotatorConfusion))
 
 
 if __name__ == "__main__":

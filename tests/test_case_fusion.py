@@ -2,17 +2,33 @@
 
 import importlib.util
 import json
+import os
+import signal
 import subprocess
 import sys
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import ray
 
-from casebook import IGNORE, Case, CaseRow, Layer, describe_case, open_case, write_case, write_cohort
+from casebook import (
+    IGNORE,
+    Case,
+    CaseRow,
+    Layer,
+    add_layer,
+    describe_case,
+    open_case,
+    open_cohort,
+    write_case,
+    write_cohort,
+)
 from rayters.annotators import fuse
-from rayters.annotators.case_fusion import FusedSource, blocks, count_case, spatial_staple_case, staple_model
+from rayters.annotators.case_fusion import FusedSource, blocks, count_case, recipe, spatial_staple_case, staple_model
 from rayters.annotators.digits import digit_sheets
 from rayters.annotators.fuse import count_patterns, dawid_skene, majority_vote
 
@@ -83,6 +99,22 @@ def test_identity_tells_two_fusions_apart() -> None:
     assert len({vote.identity, other.identity, FusedSource(case=case, annotators=NAMES[:3]).identity}) == 3
 
 
+def test_a_recipe_tells_how_a_layer_was_made_and_not_on_which_machine() -> None:
+    model = dawid_skene(sheet("memory://fusion/recipe.ome.zarr")[1], classes=2)
+    same = replace(model, confusion=model.confusion + 1e-12)
+    other = replace(model, confusion=model.confusion[::-1])
+    noted = recipe("dawid-skene", NAMES, model=model)
+    assert noted.startswith("rayters dawid-skene ")
+    assert recipe("dawid-skene", NAMES, model=same) == noted
+    others = {
+        recipe("dawid-skene", NAMES, model=other),
+        recipe("dawid-skene", NAMES[:3], model=model),
+        recipe("staple", NAMES),
+        recipe("staple", NAMES, balanced=True),
+    }
+    assert len(others | {noted}) == 5
+
+
 def test_spatial_staple_refuses_what_does_not_fit() -> None:
     case, _ = sheet("memory://fusion/spatial.ome.zarr")
     assert spatial_staple_case(case, NAMES).shape == case.shapes[0]
@@ -123,6 +155,27 @@ def test_a_case_is_fused_once_and_then_left_alone(job: Any, tmp_path: Path) -> N
     assert np.array_equal(first.dice[0], first.dice[1])  # the vote is the vote
 
 
+def test_a_layer_that_was_made_otherwise_is_fused_again_and_a_strangers_is_left_alone(job: Any, tmp_path: Path) -> None:
+    case, layers = sheet(f"{tmp_path}/case.ome.zarr")
+    what = job.Job(cohort=str(tmp_path), how="dawid-skene")
+    relearnt = dawid_skene(np.concatenate([layers[:, :20], layers[:, :20]], axis=1), classes=2)
+    states = [
+        job.fuse_case(what, annotators, case.url, "case", model, None).state
+        for annotators, model in (
+            (NAMES, dawid_skene(layers, classes=2)),
+            (NAMES, dawid_skene(layers, classes=2)),  # learnt a second time, from the same
+            (NAMES, relearnt),
+            (NAMES[:4], dawid_skene(layers[:4], classes=2)),
+        )
+    ]
+    assert states == ["fused", "left alone", "fused", "fused"]
+    mine = Layer(id="by-hand", role="fusion", tool="a committee")
+    add_layer(case.url, mine, np.zeros(case.shapes[0], np.uint8))
+    kept = job.Job(cohort=str(tmp_path), how="vote", layer="by-hand")
+    assert job.fuse_case(kept, NAMES, case.url, "case", None, None).state == "left alone"
+    assert job.fuse_case(replace(kept, replace=True), NAMES, case.url, "case", None, None).state == "fused"
+
+
 @pytest.mark.parametrize("how", ["staple", "spatial-staple"])
 def test_every_way_of_fusing_a_single_case_works(job: Any, tmp_path: Path, how: str) -> None:
     case, _ = sheet(f"{tmp_path}/case.ome.zarr")
@@ -137,6 +190,55 @@ def test_persons_that_are_none_and_layers_that_are_taken_are_refused(job: Any, t
         job.main(job.Job(cohort=str(tmp_path)))
     with pytest.raises(ValueError, match="'reference' is an annotator or the reference"):
         job.main(job.Job(cohort=str(tmp_path), how="vote", layer="reference"))
+
+
+def test_a_worker_that_is_lost_costs_its_own_case_only(
+    job: Any,
+    tmp_path: Path,
+    ray_session: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    cohort(tmp_path)
+    fuse_case = job.fuse_case
+
+    def killed_at_the_second(what: Any, annotators: Any, url: str, name: str, model: Any, reference: Any) -> Any:
+        if name == "case-1":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return fuse_case(what, annotators, url, name, model, reference)
+
+    monkeypatch.setattr(job, "fuse_case", killed_at_the_second)
+    monkeypatch.setattr(job, "connected", nullcontext)  # the session's Ray
+    ray.cloudpickle.register_pickle_by_value(job)  # which cannot import a job
+    assert job.main(job.Job(cohort=str(tmp_path), how="vote", json=str(tmp_path / "rows.json"))) == 1
+    found = {row["row"]: row["value"] for row in json.loads((tmp_path / "rows.json").read_text())}
+    assert (found["cases fused"], found["cases failed"]) == (2, 1)
+    assert "failed   case-1: " in capsys.readouterr().out
+
+
+def test_a_cohort_is_learnt_from_by_the_layers_that_are_named(job: Any, tmp_path: Path) -> None:
+    rows = cohort(tmp_path, stable=False)
+    for row in rows:
+        job.fuse_case(job.Job(cohort=str(tmp_path), how="staple"), NAMES, row.url, row.case, None, None)
+    whole = open_cohort(tmp_path)
+    fused = whole.learning_from(("fused-staple",))
+    assert fused.annotators == ("fused-staple",)
+    assert fused.reference is None
+    assert fused.stable_annotators  # STAPLE is the same in every case, whoever the annotators are
+    assert [row.annotators for row in fused.cases] == [("fused-staple",)] * 3
+    assert [row.foreground for row in fused.cases] == [row.foreground for row in whole.cases]
+    assert not whole.learning_from(("fused-staple", "good")).stable_annotators
+    with pytest.raises(ValueError, match="case 'case-0' has no layer fused-vote, it has good, over.*fused-staple"):
+        whole.learning_from(("fused-vote",))
+    with pytest.raises(ValueError, match="name one"):
+        whole.learning_from(())
+
+
+def test_a_case_that_is_only_tested_needs_no_layer_to_learn_from(tmp_path: Path) -> None:
+    rows = cohort(tmp_path)
+    mixed = replace(open_cohort(tmp_path), cases=(rows[0], replace(rows[1], split="test")))
+    add_layer(rows[0].url, Layer(id="fused", role="fusion"), np.zeros(rows[0].shape, np.uint8))
+    assert [row.annotators for row in mixed.learning_from(("fused",)).cases] == [("fused",), ()]
 
 
 def test_the_job_fuses_a_cohort_and_loses_nothing_to_a_broken_case(tmp_path: Path) -> None:

@@ -1,29 +1,39 @@
 """The comparison: what its figures may claim, who is told to look where, and what the page says."""
 
 import csv
+import json
 import re
 import subprocess
 import sys
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from torch import Tensor, nn
 
 from casebook import IGNORE, CaseRow, Cohort, Layer, describe_case, write_case, write_cohort
 from rayters.annotators.digits import digit_sheets
 from rayters.inference.tiling import Tiling
 from rayters.inference.weights import pack
+from rayters.inference.whole import see_case, see_cohort
 from rayters.inference.work import plan_work, predict_here
 from rayters.inference.writing import Output
-from rayters.methods import AnnotatorConfusion
+from rayters.methods import AnnotatorConfusion, Prediction
 from rayters.networks.backbone import UNet
+from rayters.networks.task import Task
 from rayters.patches.sampling import Sampling
+from rayters.reports.annotators import ranking
+from rayters.reports.assessment import Assessment, assess
 from rayters.reports.label_quality import suspect
 from rayters.reports.page import html, markdown
 from rayters.reports.predicted import Predicted, on_grid, parse
 from rayters.reports.statistics import by_group, compare_pairs, holm, interval, rank_stability
 from rayters.reports.study import Study, add_pictures, make_study
+from rayters.reports.training import Contender, contest_rows, methods_table
 from rayters.training.local import train_locally
+from rayters.training.model import Model
 from rayters.training.run import Run
 
 ROOT = Path(__file__).parents[1]
@@ -32,7 +42,8 @@ SPLITS = ("train", "train", "train", "validation", "test", "test")
 
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Cohort:
-    """Sheets of digits by five annotators and a reference; predicted by a briefly trained model, beside a layer that is perfect."""
+    """Sheets of digits by five annotators and a reference; predicted by a briefly trained model, beside a layer that is perfect and one
+    that shies away from half of the cases."""
     folder = tmp_path_factory.mktemp("digits")
     drawn = digit_sheets(sheets=6, rows=2, columns=2)
     rows: list[CaseRow] = []
@@ -40,6 +51,9 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Cohort:
         layers = {Layer(id=name): drawn.labels[index, a] for a, name in enumerate(drawn.annotators)}
         layers[Layer(id="reference", role="reference")] = drawn.reference[index]
         layers[Layer(id="perfect", role="fusion")] = drawn.reference[index]
+        layers[Layer(id="timid", role="fusion")] = drawn.reference[index] * np.uint8(
+            index % 2
+        )  # draws nothing on every other
         url = f"{folder}/cases/s{index}.ome.zarr"
         case = write_case(url, drawn.images[index], spacing_um=(1.0, 1.0), classes=drawn.classes, layers=layers)
         rows.append(describe_case(case, split=SPLITS[index], group=f"p{index}"))
@@ -166,7 +180,8 @@ def test_every_metric_is_measured_for_every_model_case_and_rater(study: Study, d
         found = {(s.model, s.case, s.rater) for s in study.scores if s.metric == name}
         assert found == {(m, row.case, r) for m in study.models for row in digits.cases for r in raters}
     assert {s.metric for s in study.scores if s.rater == "annotators"} >= {
-        "GED squared",
+        "GED² (V)",
+        "GED² (U)",
         "diversity",
         "Dice soft",
         "Dice match",
@@ -208,10 +223,17 @@ def test_names_of_annotators_cannot_put_markup_into_the_page(study: Study) -> No
 def test_the_job_writes_the_report_and_its_lists(digits: Cohort, tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "jobs/compare.py"), "--cohort", digits.url, "--models", "rayters", "perfect"]
     done = subprocess.run(
-        [*command, "--split", "all", "--report", str(tmp_path)], capture_output=True, text=True, timeout=200
+        [*command, "--split", "all", "--report", str(tmp_path), "--json", str(tmp_path / "rows.json")],
+        capture_output=True,
+        text=True,
+        timeout=200,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert "perfect overlaps with reference by a Dice of 1.000" in done.stdout
+    rows = {row["row"]: row["value"] for row in json.loads((tmp_path / "rows.json").read_text())}
+    assert rows["perfect, missed with reference"] == 0
+    assert rows["perfect, rank correlation of the annotators"] == pytest.approx(1)
+    (tmp_path / "rows.json").unlink()
     assert {path.name for path in tmp_path.iterdir()} == {
         "index.html",
         "report.md",
@@ -224,6 +246,129 @@ def test_the_job_writes_the_report_and_its_lists(digits: Cohort, tmp_path: Path)
     assert doubts == sorted(doubts, reverse=True)
     with (tmp_path / "scores.csv").open() as file:
         assert {row["model"] for row in csv.DictReader(file)} == {"rayters", "perfect"}
+
+
+def test_who_draws_nothing_on_half_of_the_cases_is_not_the_more_exact_for_it(digits: Cohort) -> None:
+    study = make_study(digits, [parse("perfect"), parse("timid")], tolerance_um=None)
+    assert study.interval("timid", "HD95", raters="truth").mean == 0  # of the cases that it did not miss
+    assert study.interval("timid", "missed", raters="truth").mean == 0.5
+    assert study.interval("perfect", "missed", raters="truth").mean == 0
+    assert "missed ↓" in markdown(study)
+
+
+def test_a_consensus_that_is_the_reference_ranks_the_annotators_as_the_reference_does(study: Study) -> None:
+    assert ranking(study.portraits["perfect"]) == pytest.approx(1)
+    assert np.isnan(ranking(study.portraits["perfect"][:2]))  # two are too few
+    assert np.isnan(ranking([replace(p, true_reliability=None) for p in study.portraits["perfect"]]))
+    assert "Spearman's correlation with their true ranking: 1.00." in markdown(study)
+
+
+def test_only_a_model_of_several_samples_has_the_unbiased_ged(study: Study) -> None:
+    assert {s.model for s in study.scores if s.metric == "GED² (V)"} == {"rayters", "perfect"}
+    assert {s.model for s in study.scores if s.metric == "GED² (U)"} == {"rayters"}
+
+
+@dataclass(frozen=True)
+class Planted:
+    """A method that knows the truth, believes the opposite, and explains it: wherever it is asked, its confusions are right for the
+    class that it believes there, and wrong for the other."""
+
+    def predict(self, truth: Tensor) -> Prediction:
+        believed = torch.stack([truth, 1 - truth], dim=1)  # (B, K, *S), swapped
+        same, here = torch.eye(2)[None, :, :, None, None], believed[:, None]
+        confusion = same * here + (1 - same) * (1 - here)
+        return Prediction(posterior=believed, confusion=confusion[:, None])
+
+
+class Knows(nn.Module):
+    """The image is the truth."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unused = nn.Parameter(torch.zeros(1))
+
+    def forward(self, views: Tensor) -> Tensor:
+        return (views[:, 0, 0] > 50).float()
+
+
+@pytest.fixture
+def swapped(tmp_path: Path) -> tuple[Model, Cohort]:
+    """A model that swapped the two classes of a case of 20 x 27 px, which patches of 16 px do not divide; anna draws the truth."""
+    truth = disc(8, 12, 6, shape=(20, 27))
+    layers = {Layer(id="anna"): truth, Layer(id="ben"): 1 - truth, Layer(id="reference", role="reference"): truth}
+    case = write_case(f"{tmp_path}/case.ome.zarr", truth[None] * np.uint8(100), spacing_um=(1.0, 1.0),
+                      classes=("nothing", "disc"), layers=layers)  # fmt: skip
+    rows = [describe_case(case, split="test", group="p")]
+    cohort = write_cohort(tmp_path, rows, name="disc", classes=case.classes, reference="reference")
+    run = replace(Run(patch_px=(16, 16)), method=Planted())
+    task = Task(channels=1, classes=2, annotators=1, patch_px=(16, 16), mean=(0.0,), std=(1.0,))
+    return Model(run=run, task=task, classes=case.classes, annotators=("anna",), measured={}, net=Knows()), cohort
+
+
+def test_a_net_that_swapped_the_classes_and_explains_it_well_has_a_large_confusion_error(
+    swapped: tuple[Model, Cohort],
+) -> None:
+    model, cohort = swapped
+    found = assess(model, see_cohort(model, cohort))
+    assert found.dice is not None
+    assert found.dice.tolist() == [0]
+    assert np.allclose(found.estimated, np.eye(2))  # as it sees anna, where there is no reference: perfect
+    assert np.allclose(found.true, np.eye(2))
+    assert found.confusion_error == pytest.approx(1)  # on the pixels of each true class: all wrong
+    blind = assess(model, see_cohort(model, replace(cohort, reference=None)))
+    assert blind.confusion_error is None
+    assert np.allclose(blind.estimated, np.eye(2))
+
+
+def test_what_lies_beyond_the_border_of_a_case_counts_in_no_confusion(swapped: tuple[Model, Cohort]) -> None:
+    model, cohort = swapped
+    seen = see_case(model, cohort, cohort.cases[0])
+    assert seen.written is not None
+    assert seen.estimate is not None
+    truth = disc(8, 12, 6, shape=(20, 27))
+    assert seen.written[0].sum() == 20 * 27
+    assert seen.estimate.pixels.tolist() == [(truth == 0).sum(), (truth == 1).sum()]
+
+
+def test_annotators_that_a_model_did_not_learn_from_are_counted_against_its_prediction(
+    swapped: tuple[Model, Cohort],
+) -> None:
+    model, cohort = swapped
+    found = assess(model, see_cohort(model, cohort, annotators=cohort.annotators))
+    assert not found.learnt
+    assert found.annotator_dice.tolist() == [[0, 1]]  # ben draws what the model believes
+    assert np.allclose(found.estimated, [1 - np.eye(2), np.eye(2)])
+    assert found.confusion_error == pytest.approx(1)
+
+
+def assessment(estimated: tuple[float, ...], true: tuple[float, ...] | None) -> Assessment:
+    """Annotators of these reliabilities, as seen and in truth."""
+
+    def matrices(rates: tuple[float, ...]) -> np.ndarray:
+        return np.array([[[r, 1 - r], [1 - r, r]] for r in rates])
+
+    return Assessment(method="Any", dice=np.ones(1), annotator_dice=np.ones((1, len(estimated))), learnt=True,
+                      estimated=matrices(estimated), conditional=matrices(estimated),
+                      true=None if true is None else matrices(true))  # fmt: skip
+
+
+def test_a_training_says_whether_it_ranks_three_annotators_or_more_as_the_reference_does() -> None:
+    right, wrong = assessment((0.9, 0.8, 0.7), (0.8, 0.7, 0.6)), assessment((0.7, 0.8, 0.9), (0.8, 0.7, 0.6))
+    assert right.ranking == pytest.approx(1)
+    assert wrong.ranking == pytest.approx(-1)
+    for unknown in (
+        assessment((0.9, 0.8), (0.8, 0.7)),
+        assessment((0.9, 0.8, 0.7), None),
+        assessment((0.7, 0.7, 0.7), (0.8, 0.7, 0.6)),
+    ):
+        assert unknown.ranking is None
+        assert "rank correlation" not in " ".join(
+            row.row for row in contest_rows([Contender(assessed=(unknown,), verdicts=())])
+        )
+    both = [Contender(assessed=(each,), verdicts=()) for each in (wrong, right)]
+    row = next(row for row in contest_rows(both) if "rank correlation" in row.row)
+    assert (row.value, row.reference) == (pytest.approx(1), pytest.approx(-1))
+    assert "rank correlation" in methods_table(both)
 
 
 def test_a_model_that_predicted_nothing_is_said_in_one_line(digits: Cohort) -> None:

@@ -14,6 +14,7 @@ from casebook import IGNORE
 from rayters.methods.confusion_loss import (
     annotator_nll,
     believed_trace,
+    count_joint,
     inactive_pull,
     plain_trace,
     shared_truth_nll,
@@ -165,3 +166,17 @@ def test_the_likelihood_is_that_of_the_paper() -> None:
             assert annotator_nll(log_p, log_a[:, a : a + 1], labels[:, a : a + 1]).item() == pytest.approx(
                 expected, rel=1e-6
             )
+
+
+def test_confusions_are_counted_by_what_was_written_and_not_by_what_the_net_is_unsure_of() -> None:
+    confusion = torch.tensor([[0.9, 0.3], [0.1, 0.7]])
+    generator = torch.Generator().manual_seed(0)
+    p = torch.tensor([0.8, 0.2])  # all that the net knows, of every pixel
+    truth = torch.multinomial(p, 20_000, replacement=True, generator=generator)
+    labels = torch.multinomial(confusion.T[truth], 1, generator=generator).view(1, 1, -1)
+    log_p, log_a = p.log().view(1, 2, 1).expand(1, 2, 20_000), confusion.log().view(1, 1, 2, 2, 1)
+    counts = count_joint(log_p, log_a, labels)[0]
+    assert torch.allclose(counts / counts.sum(0), confusion, atol=0.02)
+    absent = count_joint(log_p, log_a, torch.full_like(labels, IGNORE))[0]
+    assert torch.allclose(absent / absent.sum(0), confusion, atol=1e-4)
+    assert counts.sum().item() == pytest.approx(20_000, rel=1e-4) == absent.sum().item()

@@ -138,6 +138,34 @@ def test_the_published_form_takes_no_side() -> None:
     assert AS_PUBLISHED.loss(net(views, labels), labels, 0.0).parts["trace"] < 0  # raised in the warm-up, lowered later
 
 
+def test_the_trace_is_free_in_the_warm_up_then_lowered_ever_more_and_the_anchor_fades_after_its_release() -> None:
+    views, labels, _ = cohort(4)
+    method = AnnotatorConfusion(warm_up=0.2, ramp=0.4, trace_weight=0.5, release=0.5)
+    net = method.build(TASK, Eye)
+    outputs = net(views, labels)
+    traces = [float(method.loss(outputs, labels, at).parts.get("trace", 0.0)) for at in (0.1, 0.4, 0.6, 1.0)]
+    assert traces[0] == 0
+    assert traces[1] > 0
+    assert traces[1] == pytest.approx(traces[2] / 2)
+    assert traces[2] == traces[3]
+    anchors = [float(method.loss(outputs, labels, at).parts.get("anchor", 0.0)) for at in (0.5, 0.7, 0.9)]
+    assert anchors[0] > 0
+    assert anchors[1] == pytest.approx(anchors[0] / 2)
+    assert anchors[2] == pytest.approx(0, abs=1e-6)
+
+
+def test_lowering_the_trace_makes_annotators_less_right() -> None:
+    _, labels, _ = cohort()
+    fields = {"trace_of": "all", "warm_up": 0.0, "ramp": 0.0, "anchor": "none", "inactive_weight": 0.0}
+    traces = []
+    for weight in (0.0, 0.5):
+        method = AnnotatorConfusion(trace_weight=weight, **fields)  # type: ignore[arg-type]
+        confusion = method.predict(trained(method, labels, 60)(cohort()[0])).confusion
+        assert confusion is not None
+        traces.append(confusion.diagonal(dim1=2, dim2=3).sum(-1).mean().item())
+    assert traces[1] < traces[0]
+
+
 @pytest.mark.parametrize("wrong", [{"release": 1.5}, {"anchor_weight": -1.0}, {"rank": 0}])
 def test_settings_out_of_range_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
@@ -146,11 +174,10 @@ def test_settings_out_of_range_are_refused(wrong: dict[str, float]) -> None:
 
 def test_without_the_good_annotator_the_cohort_is_reported_and_not_guessed() -> None:
     views, labels, _ = cohort()
-    task = replace(TASK, annotators=3)
-    for who, state in (([0, 1, 2], "fine"), ([1, 2, 3], "not identifiable")):
+    for who, state in (([0, 1, 2], "fine"), ([1, 1, 2, 3, 3], "not identifiable")):
         torch.manual_seed(0)
         method, chosen = AnnotatorConfusion(), labels[:, who]
-        net = method.build(task, Eye).train()
+        net = method.build(replace(TASK, annotators=len(who)), Eye).train()
         optimizer = torch.optim.Adam(net.parameters(), lr=0.02)
         for step in range(100):
             loss = method.loss(net(views, chosen), chosen, step / 100).total
@@ -158,5 +185,6 @@ def test_without_the_good_annotator_the_cohort_is_reported_and_not_guessed() -> 
             loss.backward()
             optimizer.step()
         outputs = net.eval()(views)
-        stands = sentinel.standing(sentinel.tally(outputs["logits"].softmax(1), method.anchor_target(outputs, chosen)))
-        assert sentinel.judge(stands, average=outputs["average"]).state == state
+        opinion = method.anchor_target(outputs, chosen)
+        stands = sentinel.standing(sentinel.tally(outputs["logits"].softmax(1), opinion, chosen), 2)
+        assert sentinel.judge(stands, explains=True).state == state

@@ -5,9 +5,10 @@ import torch
 from torch import nn
 
 from rayters import gaze
-from rayters.gaze import EnsembleGaze, FixedGaze, FoveationGaze, Gaze
-from rayters.gaze.gaze import align
-from rayters.gaze.several import mixture
+from rayters.gaze import AverageGaze, EnsembleGaze, FixedGaze, FoveationGaze, Gaze, RandomGaze
+from rayters.gaze.gaze import align, eyes_of
+from rayters.gaze.several import every_view, mixture, one_view
+from rayters.methods import CoTeaching, EffectiveSupervision, Method
 from rayters.networks.backbone import UNet
 from rayters.networks.task import Task
 
@@ -16,7 +17,7 @@ NET = UNet(width=4)
 EVERY = (
     [look() for look in gaze.ALL]
     + [FoveationGaze(choose=c) for c in ("mode", "gumbel", "reinforce")]
-    + [FoveationGaze(blend="pixels")]
+    + [FoveationGaze(choose="reinforce", own_weight=0.0), FoveationGaze(blend="pixels"), AverageGaze(blend="pixels")]
 )
 
 
@@ -73,6 +74,21 @@ def test_a_wide_view_lands_on_the_right_pixels() -> None:
     assert (centre[1:] - centre[:-1]).mean() == pytest.approx(0.5, abs=0.01)
 
 
+def test_patches_can_be_aligned_each_at_a_scale_of_its_own() -> None:
+    wide = torch.randn(3, 2, 4, 16, 16)
+    each = align(wide, torch.tensor([1.0, 2.0, 4.0]))
+    for patch, scale in enumerate((1.0, 2.0, 4.0)):
+        assert torch.equal(each[patch], align(wide[patch : patch + 1], scale)[0])
+
+
+def test_a_wide_view_lands_on_the_right_pixels_in_half_precision_too() -> None:
+    stripes = torch.tensor([0.0, 1.0]).repeat(8, 64)[None, None]
+    with torch.autocast("cpu", torch.bfloat16):
+        half = align(stripes.bfloat16(), 4.0)
+    assert half.dtype == torch.bfloat16
+    assert (half.float() - align(stripes, 4.0)).abs().max() < 0.005  # what bfloat16 keeps of a number up to 1
+
+
 def test_equal_views_leave_foveation_nothing_to_learn() -> None:
     look = FoveationGaze(fields_of_view=(1.0, 1.0000001))
     eye = eye_of(look)
@@ -119,6 +135,109 @@ def test_every_patch_of_an_ensembles_training_is_seen_by_one_network(patches: in
     assert all(parameter.grad is not None for parameter in eye.parameters())
 
 
+def undecided(look: Gaze, views: torch.Tensor) -> nn.Module:
+    """An eye at evaluation whose patches do not all choose the same view."""
+    eye = eye_of(look).eval()
+    weigh = eye.foveate.layers[-1]
+    with torch.no_grad():
+        nn.init.normal_(weigh.weight, std=20.0)
+        weigh.bias -= eye.foveate.layers(views[:, -1]).mean(0)
+    return eye
+
+
+def passes(eye: nn.Module, views: torch.Tensor) -> int:
+    """Patches that go through the backbone at one look."""
+    seen: list[int] = []
+    hook = eye.backbone.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    eye(views)
+    hook.remove()
+    return sum(seen)
+
+
+def test_where_one_view_decides_the_others_are_not_looked_at() -> None:
+    views = torch.randn(8, 3, 1, 16, 16)
+    for choose in ("mode", "gumbel", "reinforce"):
+        assert passes(eye_of(FoveationGaze(choose=choose)).eval(), views) == 8
+        assert (
+            passes(eye_of(FoveationGaze(choose=choose)), views) == 24
+        )  # in a training the others teach, or are taught
+    assert passes(eye_of(FoveationGaze(choose="reinforce", own_weight=0.0)), views) == 8
+    assert passes(eye_of(RandomGaze()), views) == 8
+    assert passes(eye_of(RandomGaze()).eval(), views) == 24
+    assert passes(eye_of(FoveationGaze()).eval(), views) == 24
+
+
+@pytest.mark.parametrize("chosen_by", ["foveation", "chance"])
+def test_to_look_at_one_view_alone_changes_nothing(chosen_by: str) -> None:
+    views = torch.randn(16, 3, 1, 16, 16, generator=torch.Generator().manual_seed(3))
+    eye = undecided(FoveationGaze(choose="mode"), views) if chosen_by == "foveation" else eye_of(RandomGaze())
+    alone = eye(views)
+    together = every_view(eye.backbone, eye.head, views, alone["view_weights"], (1.0, 2.0, 4.0))
+    assert len(alone["view_weights"].argmax(1).unique()) == 3
+    assert torch.allclose(alone["logits"].softmax(1), together["logits"].softmax(1), atol=1e-5)
+    assert torch.allclose(alone["features"], together["features"], atol=1e-5)
+
+
+class Glance(nn.Module):
+    """The smallest eye that looks at the brighter of two views."""
+
+    def forward(self, views: torch.Tensor) -> torch.Tensor:
+        chosen = views.flatten(2).mean(2).argmax(1)
+        return one_view(nn.Identity(), nn.Identity(), views, chosen, (1.0, 2.0))["logits"]
+
+
+def test_a_net_that_looks_at_one_view_is_exported_for_batches_of_any_size() -> None:
+    views = torch.randn(5, 2, 1, 4, 4)
+    batch = {0: torch.export.Dim("batch", min=1, max=64)}
+    program = torch.export.export(Glance(), (views[:2],), dynamic_shapes=(batch,)).module()
+    assert torch.allclose(program(views), Glance()(views), atol=1e-6)
+
+
+def test_an_average_of_pixels_is_one_look_at_the_mean_of_the_views() -> None:
+    look = AverageGaze(blend="pixels")
+    eye, views = eye_of(look), views_of(look, 16, 16)
+    assert torch.allclose(eye(views)["features"], eye.backbone(views.mean(1)), atol=1e-5)
+    assert passes(eye, views) == 3
+
+
+@pytest.mark.parametrize("method", [CoTeaching(), EffectiveSupervision()], ids=lambda method: type(method).__name__)
+@pytest.mark.parametrize("look", [look for look in EVERY if isinstance(look, FoveationGaze)], ids=str)
+def test_each_of_two_eyes_learns_where_to_look(look: Gaze, method: Method) -> None:
+    task = Task(channels=1, classes=2, annotators=2, patch_px=(16, 16), view_scales=look.scales())
+    torch.manual_seed(0)
+    net = method.build(task, lambda: look.build(task, NET)).train()
+    labels = (views_of(look, 16, 16)[:, :1, 0] > 0).long().expand(-1, 2, -1, -1)
+    outputs = net(views_of(look, 16, 16), labels)
+    of = lambda other: method.loss(other, labels, 0.5).per_patch
+    (of(outputs).mean() + look.added_loss(outputs, of(outputs).detach(), of)).backward()
+    for eye in (net.eye, net.peer):
+        assert not [name for name, parameter in eye.named_parameters() if parameter.grad is None]
+        assert eye.foveate.layers[-1].weight.grad.any()
+
+
+def test_every_view_of_both_eyes_learns_from_its_own_loss() -> None:
+    method, look = CoTeaching(), FoveationGaze(choose="mode")
+    task = Task(channels=1, classes=2, annotators=2, patch_px=(16, 16), view_scales=look.scales())
+    labels = (views_of(look, 16, 16)[:, :1, 0] > 0).long().expand(-1, 2, -1, -1)
+    outputs = method.build(task, lambda: look.build(task, NET)).train()(views_of(look, 16, 16), labels)
+    of = lambda other: method.loss(other, labels, 0.5).per_patch
+    both = outputs["view_logits"], outputs["peer_view_logits"]
+    for gradient in torch.autograd.grad(look.added_loss(outputs, of(outputs).detach(), of), both):
+        assert gradient.abs().sum((0, 2, 3, 4)).gt(0).all()
+
+
+def test_each_of_two_eyes_sees_the_other_as_its_peer_and_does_not_teach_it() -> None:
+    logits = torch.zeros(2, 1, requires_grad=True)
+    first, second = eyes_of({"logits": logits[0], "peer_logits": logits[1] + 1})
+    assert [first["logits"], first["peer_logits"], second["logits"], second["peer_logits"]] == [0, 1, 1, 0]
+    assert first["logits"].requires_grad
+    assert second["logits"].requires_grad
+    assert not first["peer_logits"].requires_grad
+    assert not second["peer_logits"].requires_grad
+    assert eyes_of(first | {"peer_logits": logits[1]})[0].keys() == {"logits", "peer_logits"}
+    assert eyes_of({"logits": logits}) == [{"logits": logits}]
+
+
 def test_reinforce_does_not_push_the_network_up_its_own_loss() -> None:
     look = FoveationGaze(choose="reinforce")
     outputs = eye_of(look)(views_of(look, 16, 16))
@@ -133,6 +252,36 @@ def test_reinforce_prefers_the_view_with_the_smaller_loss() -> None:
     outputs = {"view_log_weights": scores.log_softmax(0).expand(2, 2), "view_weights": torch.eye(2)}
     look.added_loss(outputs, torch.tensor([1.0, 3.0]), background).backward()
     assert scores.grad[0] < 0 < scores.grad[1]  # descending raises the first view's probability
+
+
+def gradient_of_the_draw(view: int, costs: torch.Tensor, scores: torch.Tensor, own_weight: float) -> torch.Tensor:
+    """What REINFORCE tells each patch's scores of two views, (B, 2), when ``view`` was drawn; costs: (V, B) of each view."""
+    patches = costs.shape[1]
+    scores = scores.repeat(patches, 1).requires_grad_()
+    look = FoveationGaze(choose="reinforce", fields_of_view=(1.0, 2.0), own_weight=own_weight)
+    outputs = {
+        "view_log_weights": scores.log_softmax(1),
+        "view_weights": torch.eye(2)[view].expand(patches, 2),
+        "view_logits": torch.arange(2.0).expand(patches, 2),  # stands for its own number
+    }
+    of_view = lambda other: costs[int(other["logits"][0])]
+    look.added_loss(outputs, costs[view], of_view).backward()
+    return scores.grad
+
+
+@pytest.mark.parametrize("own_weight", [1.0, 0.0])
+def test_of_a_single_patch_reinforce_learns_the_gradient_of_what_it_expects_to_lose(own_weight: float) -> None:
+    costs, scores = torch.tensor([[1.0], [3.0]]), torch.tensor([0.2, -0.5])
+    f = scores.softmax(0)
+    mean = sum(f[view] * gradient_of_the_draw(view, costs, scores, own_weight)[0] for view in (0, 1))
+    expected = torch.autograd.functional.jacobian(lambda x: (x.softmax(0) * costs[:, 0]).sum(), scores)
+    assert torch.allclose(mean, expected, atol=1e-6)
+    assert mean[0] < 0 < mean[1]  # descending raises the cheaper view's probability
+
+
+def test_reinforce_does_not_take_a_hard_patch_for_a_bad_view() -> None:
+    costs, scores = torch.tensor([[1.0, 9.0], [1.0, 9.0]]), torch.zeros(2)  # both views do alike
+    assert gradient_of_the_draw(0, costs, scores, 1.0).abs().max() < 1e-6
 
 
 def test_a_field_of_view_narrower_than_the_target_is_refused() -> None:

@@ -1,5 +1,7 @@
 """Methods that doubt labels while they train: effective supervision, mean teacher, co-teaching; and those that keep all answers."""
 
+import math
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -8,7 +10,15 @@ from casebook.labels import IGNORE
 from rayters.gaze import EnsembleGaze, FixedGaze
 from rayters.methods import CoTeaching, EffectiveSupervision, MeanTeacher, Method, Pionono, ProbabilisticUNet
 from rayters.methods.co_teaching import easy_patches, easy_pixels, taught
-from rayters.methods.effective_supervision import band_mean, near_boundary, pixel_weights, uncertainty
+from rayters.methods.effective_supervision import (
+    ENOUGH,
+    RECENT,
+    band_mean,
+    near_boundary,
+    pixel_weights,
+    sharpened,
+    uncertainty,
+)
 from rayters.methods.latent import kl_of_gaussians
 from rayters.methods.mean_teacher import probably_wrong
 from rayters.methods.targets import votes
@@ -119,6 +129,93 @@ def test_what_is_suspect_is_so_many_wrong_pixels_or_a_wrong_part_of_the_foregrou
     assert found == {"loss": [False, True], "band": [True, False]}
 
 
+def test_nobody_looked_means_nobody_teaches_not_even_the_peer() -> None:
+    labels = squares()
+    labels[3] = 1 - labels[3]
+    labels[3, :, :, 4:] = IGNORE
+    outputs = peers(labels, sure(squares()[:, 0]))
+    EffectiveSupervision(noisy_share=0.25, reuse="pseudo").loss(outputs, labels, 1.0).total.backward()
+    gradient = outputs["logits"].grad[3]
+    assert (gradient[:, :, 4:] == 0).all()
+    assert (gradient[1, 3:5, 3] < 0).all()  # where the peer sees the square
+
+
+def test_what_a_suspect_patch_teaches_can_grow_with_the_training() -> None:
+    labels = squares()
+    labels[3] = 1 - labels[3]
+    found = {}
+    for ramp in ("none", "late"):
+        outputs = peers(labels, sure(squares()[:, 0]))
+        method = EffectiveSupervision(noisy_share=0.25, full=0.1, reuse="pseudo", reuse_ramp=ramp)
+        method.loss(outputs, labels, 0.5).total.backward()
+        found[ramp] = outputs["logits"].grad
+    assert torch.allclose(found["late"][3], found["none"][3] * math.exp(-5 * 0.5**2))
+    assert torch.equal(found["late"][:3], found["none"][:3])
+
+
+def test_a_pseudo_label_is_sharpened_from_the_posterior_to_its_top() -> None:
+    posterior = torch.tensor([[0.8, 0.2], [0.5, 0.5]])[..., None]
+    assert torch.allclose(sharpened(posterior, 1.0), posterior)
+    assert torch.allclose(sharpened(posterior, 0.5)[0, :, 0], torch.tensor([0.64, 0.04]) / 0.68)
+    assert sharpened(posterior, 0.0)[..., 0].tolist() == [[1, 0], [1, 0]]
+    with pytest.raises(ValueError, match="must not be negative"):
+        EffectiveSupervision(pseudo_temperature=-1.0)
+
+
+def test_a_small_object_is_not_suspect_for_its_boundary() -> None:
+    label = torch.zeros(2, 8, 8).long()
+    label[0, 1:4, 1:4] = 1  # small and right: unsure along its boundary, as everybody is
+    label[1, 1:7, 1:7] = 1  # large and wrong: unsure within it
+    believed = sure(label, 0.99)
+    believed[0, :, near_boundary(one_hot(label), 1)[0]] = 0.5
+    believed[1, :, 3:5, 3:5] = 0.5
+    method = EffectiveSupervision(image_rule="uncertainty", noisy_share=0.5)
+    assert method._suspects(one_hot(label), believed, 1.0).tolist() == [False, True]
+
+
+@pytest.mark.parametrize("patches", [1, 2, 3])
+def test_few_patches_are_compared_with_those_before_them(patches: int) -> None:
+    method = EffectiveSupervision(noisy_share=0.25)
+    net, right = net_of(method).train(), squares(patches)
+    views, wrong = right[:, :1, None].float(), right.clone()
+    wrong[0] = 1 - wrong[0]
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
+    for step in range(RECENT):
+        loss = method.loss(net(views, right), right, 0.5)
+        assert loss.parts["noisy_patches"] == 0 or step * patches >= RECENT  # nothing to compare with until then
+        optimizer.zero_grad()
+        loss.total.backward()
+        optimizer.step()
+    assert method.loss(net(views, wrong), wrong, 1.0).parts["noisy_patches"] == pytest.approx(1 / patches)
+    assert method.loss(net(views, right), right, 1.0).parts["noisy_patches"] < 1
+
+
+def test_the_noisy_share_of_few_patches_is_that_of_the_patches_before_them() -> None:
+    method, label = EffectiveSupervision(noisy_share=0.25), squares(1)[:, 0]
+    recent = torch.arange(RECENT) / RECENT  # scores, of which a quarter are 3/4 or more
+    for p, suspect in ((0.6, False), (0.4, True)):  # -log p is .51 and .92
+        assert method._suspects(one_hot(label), sure(label, p), 1.0, recent).item() == suspect
+    assert not method._suspects(one_hot(label), sure(label, 0.4), 0.01, recent).any()  # in the warm-up
+    recent[0] = -1  # one is not there yet
+    assert not method._suspects(one_hot(label), sure(label, 0.4), 1.0, recent).any()
+
+
+def test_enough_patches_are_compared_with_each_other_alone() -> None:
+    net, labels = net_of(EffectiveSupervision()).train(), squares(ENOUGH)
+    outputs = net(torch.randn(ENOUGH, 1, 1, 8, 8), labels)
+    assert "recent_scores" not in outputs
+    assert (net.recent == -1).all()
+
+
+def test_what_nobody_looked_at_is_not_remembered() -> None:
+    net, labels = net_of(EffectiveSupervision()).train(), squares(2)
+    labels[1] = IGNORE
+    net(torch.randn(2, 1, 1, 8, 8), labels)
+    assert (net.recent >= 0).sum(1).tolist() == [1, 1]
+    net.eval()(torch.randn(2, 1, 1, 8, 8), labels)
+    assert (net.recent >= 0).sum(1).tolist() == [1, 1]
+
+
 def test_in_the_warm_up_nothing_is_believed_but_labels():
     labels = squares()
     outputs = peers(labels, sure(1 - labels[:, 0])) | {"logits": torch.linspace(-1, 1, 4 * 2 * 64).view(4, 2, 8, 8)}
@@ -169,6 +266,24 @@ def test_the_easy_share_is_kept():
     assert easy_pixels(cost, torch.zeros_like(target), 0.5).sum() == 0
     chosen = easy_pixels(cost, target, 0.25)
     assert taught(cost, target, chosen).mean() == cost[chosen].mean()
+
+
+def test_a_patch_that_nobody_looked_at_is_not_the_easiest() -> None:
+    target = one_hot(squares()[:, 0])
+    target[0] = 0
+    cost = torch.tensor([0.0, 1.0, 2.0, 3.0]).view(4, 1, 1).expand(4, 8, 8)  # it costs nothing
+    assert easy_patches(cost, target, 0.34).flatten(1).any(1).tolist() == [False, True, False, False]
+    assert not easy_patches(cost, torch.zeros_like(target), 0.5).any()
+
+
+def test_what_is_taught_is_the_mean_over_the_chosen_pixels_however_few_a_patch_has() -> None:
+    target = one_hot(squares()[:, 0])
+    target[0, :, 2:], target[1, :, :, 1:] = 0, 0  # half of the patches are labelled in part
+    cost = torch.arange(4 * 64).view(4, 8, 8).float()
+    chosen = easy_pixels(cost, target, 0.5)
+    assert 0 < chosen[1].sum() < chosen[2].sum()
+    assert taught(cost, target, chosen).mean().item() == pytest.approx(cost[chosen].mean().item())
+    assert taught(cost, target, torch.zeros_like(chosen)).mean() == 0
 
 
 def test_each_network_learns_what_its_peer_finds_easy():

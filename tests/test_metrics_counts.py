@@ -16,7 +16,7 @@ from rayters.metrics.confusion_error import (
     reliability_rank_correlation,
     sum_estimate,
 )
-from rayters.metrics.overlap import dice, dice_per_image, dice_pooled, iou
+from rayters.metrics.overlap import dice, dice_per_annotator, dice_per_image, dice_pooled, iou
 
 MAPS = arrays(np.uint8, (5, 5), elements=st.sampled_from([0, 1, 2, IGNORE]))
 
@@ -63,6 +63,15 @@ def test_per_image_and_pooled_differ_and_say_so():
     assert dice_pooled(pairs, classes=2).tolist() == [2 * 64 / (2 * 64 + 4)]
 
 
+def test_each_annotator_is_compared_where_they_looked_and_who_looked_nowhere_has_no_dice():
+    half, nobody = blob(4), np.full((32, 32), IGNORE, np.uint8)
+    half[:, 2:] = IGNORE
+    found = dice_per_annotator(blob(4), np.stack([blob(8), half, nobody, blob(0)]), classes=2)
+    assert found.shape == (4, 1)
+    assert found[[0, 1, 3], 0].tolist() == [2 * 16 / (16 + 64), 1, 0]
+    assert np.isnan(found[2, 0])
+
+
 def test_maps_of_different_shape_are_refused():
     with pytest.raises(ValueError, match="differ in shape"):
         dice(blob(3), blob(3)[1:], classes=2)
@@ -104,6 +113,23 @@ def test_the_estimate_is_averaged_over_the_pixels_of_the_true_class_only():
     found = sum_estimate(per_pixel, reference).confusion
     assert found[0, 1, 1] == pytest.approx(0.8)
     assert found[0, 0, 0] == pytest.approx(0.8)
+
+
+@pytest.mark.parametrize("level", ["per pixel", "per patch"])
+def test_the_summed_estimate_is_a_direct_mean_over_the_test_set_whatever_varies(level):
+    rng, (_, reference) = np.random.default_rng(7), batch(7)
+    shape = (6, 2, 3, 3, 8, 8) if level == "per pixel" else (6, 2, 3, 3)
+    confusion = rng.dirichlet(np.ones(3), size=(6, 2, 3, *shape[4:]))  # (B, A, j, [S,] i): no two pixels alike
+    confusion = np.moveaxis(confusion, -1, 2)
+    assert confusion.shape == shape
+    parts = [sum_estimate(confusion[i : i + 2], reference[i : i + 2]) for i in (0, 2, 4)]
+    found = (parts[0] + parts[1] + parts[2]).confusion
+    pixelwise = confusion if level == "per pixel" else np.broadcast_to(confusion[..., None, None], (6, 2, 3, 3, 8, 8))
+    for j in range(3):
+        here = reference == j
+        direct = np.stack([pixelwise[:, a, :, j].swapaxes(0, 1)[:, here].mean(axis=1) for a in range(2)])
+        assert np.allclose(found[:, :, j], direct)
+    assert np.allclose(found.sum(axis=1), 1)
 
 
 def test_a_global_a_patchwise_and_a_pixelwise_estimate_of_the_same_matrix_agree():

@@ -8,13 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from casebook import Case, write_case
-from rayters import gaze, methods
-from rayters.gaze import FixedGaze, FoveationGaze
+from rayters.gaze import EnsembleGaze, FixedGaze, FoveationGaze
 from rayters.gaze.gaze import Gaze
 from rayters.inference.maps import most_probable
 from rayters.inference.predict import Region, predict_picture, predict_region
 from rayters.inference.tiling import Tiling, gaussian, starts, tiles_over
-from rayters.methods import AnnotatorConfusion, MajorityVote, Method
+from rayters.methods import AnnotatorConfusion, CoTeaching, MajorityVote, Method
 from rayters.networks.backbone import UNet
 from rayters.networks.confusion import Level
 from rayters.networks.task import Task
@@ -45,6 +44,21 @@ class LocalMean(nn.Module):
     def forward(self, views: Tensor) -> dict[str, Tensor]:
         seen = self.mean(views[:, 0, :1])
         return {"logits": torch.cat([torch.zeros_like(seen), seen], 1)}
+
+
+class Chooser(nn.Module):
+    """Looks at the first or at the last of three views, never at the second: which one the mean brightness of the tile says."""
+
+    def __init__(self, *, dark: float, bright: float) -> None:
+        """dark, bright: probability of the first view."""
+        super().__init__()
+        self.first = nn.Parameter(torch.tensor([dark, bright]))
+
+    def forward(self, views: Tensor) -> dict[str, Tensor]:
+        seen = views[:, 0, :1]
+        first = self.first[(seen.flatten(1).mean(1) > 0).long()]
+        weights = torch.stack([first, torch.zeros_like(first), 1 - first], 1)
+        return {"logits": torch.cat([torch.zeros_like(seen), seen], 1), "view_log_weights": weights.log()}
 
 
 def model_of(
@@ -167,7 +181,7 @@ def test_a_picture_and_a_case_of_the_same_pixels_give_the_same_maps(
     axes = len(shape) - 1
     model = model_of(method=AnnotatorConfusion(), look=look, channels=shape[0], patch_px=(8, 16, 16)[-axes:])
     one, other = predict_picture(model, image), predict_region(model, stored(tmp_path, image))
-    for name in ("posterior", "annotators", "reliability", "gaze", "labels", "uncertainty"):
+    for name in ("posterior", "annotators", "reliability", "gaze", "gaze_uncertainty", "labels", "uncertainty"):
         a, b = getattr(one, name), getattr(other, name)
         assert (a is None) == (b is None), name
         assert a is None or np.array_equal(a, b), name
@@ -188,21 +202,54 @@ def test_pieces_put_together_are_the_whole(downsampling: int, tmp_path: Path) ->
         np.testing.assert_allclose(piece.annotators, whole.annotators[(slice(None), slice(None), *here)], atol=1e-5)
 
 
-@pytest.mark.parametrize("look", gaze.ALL)
-@pytest.mark.parametrize("method", methods.ALL)
-def test_any_method_and_any_gaze_predicts(method: type[Method], look: type[Gaze]) -> None:
-    model = model_of(method=method(), look=look())
-    maps = predict_picture(model, picture(1, 20, 30))
-    assert maps.posterior.shape == (2, 20, 30)
-    np.testing.assert_allclose(maps.posterior.sum(0), 1, atol=1e-4)
-    assert (maps.uncertainty >= 0).all()
-    assert (maps.uncertainty <= 1).all()
-    if maps.annotators is not None:
-        assert maps.annotators.shape == (3, 2, 20, 30)
-        np.testing.assert_allclose(maps.annotators.sum(1), 1, atol=1e-4)
-        assert maps.reliability is not None
-        assert maps.reliability.shape == (3, 20, 30)
-        assert maps.reliability.max() <= 1 + 1e-5
+def halves() -> np.ndarray:
+    """The left half dark, the right half bright, each of two tiles."""
+    return np.repeat(np.array([[[0, 255]]], np.uint8), 32, axis=2).repeat(32, axis=1)
+
+
+def test_the_map_of_the_gaze_shows_fields_of_view_that_were_chosen_where_they_were() -> None:
+    model = model_of(Chooser(dark=0.6, bright=0.3), look=FoveationGaze())
+    apart = predict_picture(model, halves(), tiling=Tiling(overlap=0.0))
+    assert (apart.gaze[:, :32] == 1).all()
+    assert (apart.gaze[:, 32:] == 4).all()
+    by_hand = [-(p * np.log(p) + (1 - p) * np.log(1 - p)) / np.log(3) for p in (0.6, 0.3)]
+    np.testing.assert_allclose(apart.gaze_uncertainty[5, [5, 60]], by_hand, atol=1e-5)
+    over = predict_picture(model, halves(), tiling=Tiling(overlap=0.5))
+    assert set(np.unique(over.gaze)) == {1, 4}  # and nothing in between where tiles overlap
+    np.testing.assert_allclose(over.views.sum(0), 1, atol=1e-5)
+
+
+def test_a_choice_that_is_not_made_is_said_to_be_open() -> None:
+    maps = predict_picture(model_of(look=FoveationGaze()), picture(1, 20, 20))  # untrained: every view alike
+    assert (maps.gaze == 1).all()
+    np.testing.assert_allclose(maps.gaze_uncertainty, 1, atol=1e-5)
+
+
+@pytest.mark.parametrize("look", [FixedGaze(), EnsembleGaze()], ids=str)
+def test_a_gaze_that_does_not_choose_has_no_map_of_it(look: Gaze) -> None:
+    maps = predict_picture(model_of(look=look), picture(1, 20, 20))
+    assert maps.gaze is None
+    assert maps.gaze_uncertainty is None
+
+
+def test_an_ensembles_gaze_is_that_of_the_mean_choice() -> None:
+    first, second = (
+        model_of(Chooser(dark=dark, bright=bright), look=FoveationGaze()) for dark, bright in ((0.9, 0.4), (0.4, 0.1))
+    )
+    both = predict_picture((first, second), halves(), tiling=Tiling(overlap=0.0))
+    np.testing.assert_allclose(both.views[0, 0, [0, 63]], [0.65, 0.25], atol=1e-6)
+    assert both.gaze[0, [0, 63]].tolist() == [1, 4]
+    other = model_of(Chooser(dark=0.9, bright=0.1), look=FoveationGaze(fields_of_view=(1.0, 2.0, 3.0)))
+    assert predict_picture((first, other), halves()).gaze is None  # their views are not the same
+
+
+def test_where_two_eyes_look_is_the_mean_of_both() -> None:
+    model = model_of(method=CoTeaching(), look=FoveationGaze())
+    with torch.no_grad():
+        model.net.eye.foveate.layers[-1].bias[0], model.net.peer.foveate.layers[-1].bias[2] = 9, 8
+    maps = predict_picture(model, picture(1, 20, 20))
+    np.testing.assert_allclose(maps.views[:, 0, 0], [0.5, 0, 0.5], atol=0.001)
+    assert (maps.gaze == 1).all()
 
 
 @pytest.mark.parametrize("level", ["global", "image", "pixel", "low_rank"])
@@ -256,6 +303,8 @@ def test_empty_glass_is_background_and_is_not_looked_at() -> None:
     assert maps.predicted.mean() < 0.15
     assert (maps.labels[~maps.predicted] == 0).all()
     assert (maps.uncertainty[~maps.predicted] == 0).all()
+    chosen = predict_picture(model_of(look=FoveationGaze(), channels=3), image, tiling=Tiling(skip_glass=True))
+    assert ((chosen.gaze > 0) == chosen.predicted).all()
     plain = predict_picture(model, image)
     np.testing.assert_allclose(maps.posterior[:, 45:80, 45:80], plain.posterior[:, 45:80, 45:80], atol=1e-6)
 

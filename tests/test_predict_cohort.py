@@ -79,6 +79,9 @@ def model_at(
         mean=(120.0,) * channels, std=(60.0,) * channels,
     )  # fmt: skip
     net = build_net(run, task)
+    torch.nn.init.normal_(
+        net.eye.foveate.layers[-1].weight
+    )  # it looks at some places with one view, at some with the other
     folder.mkdir(parents=True)
     save_model(folder, Model(run=run, task=task, classes=classes, annotators=ANNOTATORS, measured={}, net=net))
     return str(folder)
@@ -140,7 +143,10 @@ def test_what_is_written_is_what_the_model_sees_in_the_whole_case(downsampling: 
         assert seen is not None
         np.testing.assert_allclose(pixels(f"{maps}/{name}.ome.zarr") / 255, seen, atol=0.0021)
     assert whole.gaze is not None
-    np.testing.assert_allclose(pixels(f"{maps}/gaze.ome.zarr")[0] * 2 / 255, whole.gaze, atol=0.005)
+    assert set(np.unique(whole.gaze)) == {1, 2}
+    gaze, sure = open_case(f"{maps}/gaze.ome.zarr"), pixels(f"{maps}/gaze_uncertainty.ome.zarr")[0] / 255
+    np.testing.assert_allclose(sure, whole.gaze_uncertainty, atol=0.0021)
+    assert (np.abs(pixels(gaze.url)[0] * gaze.intensity[0] - whole.gaze) > 0.005).mean() < 1e-4
     assert whole.annotator_labels is not None
     for name, seen in (("rayters", whole.labels), ("rayters-ben", whole.annotator_labels[1])):
         on_grid = seen.repeat(downsampling, 0).repeat(downsampling, 1)[:1100, :1300]
@@ -264,7 +270,7 @@ def test_a_method_that_says_nothing_about_annotators_writes_nothing_about_them(t
     assert predicted(model_at(tmp_path / "model", plain=True), cohort)[0].state == "predicted"
     assert [each.id for each in open_case(cohort.cases[0].url).layers] == ["anna", "ben", "rayters"]
     written = {path.name for path in (tmp_path / "cohort/predictions/rayters/c0").iterdir()}
-    assert written == {"posterior.ome.zarr", "uncertainty.ome.zarr", "gaze.ome.zarr"}
+    assert written == {"posterior.ome.zarr", "uncertainty.ome.zarr", "gaze.ome.zarr", "gaze_uncertainty.ome.zarr"}
 
 
 def test_an_empty_slide_is_background(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from reproduce_foveation import (  # noqa: E402
     goal_rows,
     slide,
 )
-from reproduce_noise import Setting, spoilt  # noqa: E402
+from reproduce_noise import GROWN, Setting, spoilt  # noqa: E402
 from reproduce_study import summary  # noqa: E402
 
 
@@ -65,7 +65,7 @@ def test_as_many_pictures_are_spoilt_as_were_asked_for_and_the_reference_never(t
         case = write_case(url, truth[None] * 9, spacing_um=(1.0, 1.0), classes=("bg", "cell"), layers=layers)
         rows.append(describe_case(case, split="train", group=str(number)))
     clean = write_cohort(tmp_path / "clean", rows, name="clean", classes=("bg", "cell"), reference="gold")
-    noisy = spoilt(clean, tmp_path / "noisy", Setting(share=0.5, bias="grow"), seed=0)
+    noisy = spoilt(clean, tmp_path / "noisy", Setting(share=0.5, noise=GROWN), seed=0)
     drawn = [read(row.url, "drawing") for row in noisy.cases]
     assert sum((each != truth).any() for each in drawn) == 3
     assert all((each >= truth).all() for each in drawn)  # grown, never shrunk

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from casebook.case import Case
 from casebook.errors import CaseFormatError, CaseNotFoundError
 from casebook.location import absolute_from, canonical, check_name, join, parent, read_bytes, relative_to, write_bytes
+from casebook.opening import open_case
 from casebook.source import STORED_DTYPES
 from casebook.split import SPLITS
 from casebook.statistics import channel_moments, count_blocks
@@ -74,6 +75,30 @@ class Cohort:
         if name not in SPLITS:
             raise ValueError(f"split {name!r}: one of {', '.join(SPLITS)} was expected")
         return replace(self, cases=tuple(row for row in self.cases if row.split == name))
+
+    def learning_from(self, layers: Sequence[str]) -> "Cohort":
+        """The same cases with other layers of theirs, fused ones as a rule, in the place of the annotators'; without a reference.
+
+        Opens every case. Rows keep their statistics, which count what the annotators drew: where to look for something stays the same.
+        A layer that is nobody's is made in one way everywhere, so that ids stay stable without the annotators.
+
+        Raises:
+            ValueError: when there is no layer, or a case of train or validation lacks one; the message lists those that it has.
+        """
+        if not layers:
+            raise ValueError("no layer to learn from: name one")
+        rows = []
+        for row in self.cases:
+            there = [layer.id for layer in open_case(row.url).layers]
+            absent = [layer for layer in layers if layer not in there]
+            if absent and row.split != "test":
+                raise ValueError(
+                    f"case {row.case!r} has no layer {', '.join(absent)}, it has {', '.join(there) or 'none'}: "
+                    "fuse the cohort first, with jobs/fuse.py, or name another layer"
+                )
+            rows.append(replace(row, annotators=tuple(layer for layer in layers if layer in there)))
+        stable = self.stable_annotators or not set(layers) & set(self.annotators)
+        return replace(self, annotators=tuple(layers), stable_annotators=stable, reference=None, cases=tuple(rows))
 
 
 _COLUMNS = pa.schema(

@@ -42,8 +42,7 @@ class FusedSource:
     @property
     def identity(self) -> str:
         """Changes with the case, the annotators and what is believed about them."""
-        believed = self.model.confusion.tobytes() + self.model.prior.tobytes() if self.model else b"vote"
-        return hashlib.blake2b(repr((self.case.url, self.annotators)).encode() + believed, digest_size=16).hexdigest()
+        return digest(self.case.url, self.annotators, model=self.model)
 
     def read(self, origin: tuple[int, ...], size: tuple[int, ...]) -> NDArray[np.uint8]:
         """(*size) uint8."""
@@ -51,6 +50,20 @@ class FusedSource:
         if self.model is None:
             return majority_vote(layers, classes=len(self.case.classes))
         return self.model.fuse(layers).layer
+
+
+def recipe(how: str, annotators: tuple[str, ...], *, balanced: bool = False, model: DawidSkene | None = None) -> str:
+    """How a layer was fused, to be noted as its tool: two layers of one recipe differ by what was drawn and nothing else.
+
+    model: what is believed of the annotators over a whole cohort; None where each case decides for itself.
+    """
+    return f"rayters {how} {digest(annotators, balanced, model=model)[:12]}"
+
+
+def digest(*parts: object, model: DawidSkene | None) -> str:
+    """32 hexadecimal digits of the parts and a model's confusions, to six decimals: machines differ in the last bits."""
+    believed = [] if model is None else [(part.round(6) + 0.0).tobytes() for part in (model.confusion, model.prior)]
+    return hashlib.blake2b(repr(parts).encode() + b"".join(believed), digest_size=16).hexdigest()
 
 
 def count_case(case: Case, annotators: tuple[str, ...], *, block_px: int = 1024) -> Patterns:

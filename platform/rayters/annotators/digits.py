@@ -1,9 +1,9 @@
 """Sheets of handwritten digits with five annotators: real handwriting, no download, a truth that is known exactly.
 
-    +----+----+----+        scikit-learn's 1,797 digits of 8x8 px, enlarged to ``glyph_px`` and set in cells of
-    ``cell_px``, | 3  | 8  | 0  |  ...   ``rows`` x ``columns`` cells to a sheet. The clear border of a cell keeps what
-    one annotator writes +----+----+----+        (grown by 2 px, displaced by up to 4 px) from running into the
-    neighbour.
+    +----+----+----+
+    | 3  | 8  | 0  |  ...   scikit-learn's 1,797 digits of 8x8 px, enlarged to ``glyph_px`` and set in cells of
+    +----+----+----+        ``cell_px``, ``rows`` x ``columns`` cells to a sheet. The clear border of a cell keeps what
+      ...                   one annotator writes (grown by 2 px, displaced by up to 4 px) out of the next cell.
 
 With the defaults a foreground share of .12 and annotators with mean P(0|0), P(1|1) = (.92, .57) come close to those of
 the MNIST experiment that this stands in for (.12 and .905, .549).
@@ -80,7 +80,11 @@ def digit_sheets(
 
 
 def enlarged_digits(*, glyph_px: int, cell_px: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """All digits, each in the middle of its cell: (1797, cell_px, cell_px) in [0, 1], and their numerals (1797,)."""
+    """All digits, each in the middle of its cell: (1797, cell_px, cell_px) in [0, 1], and their numerals (1797,).
+
+    Raises:
+        ValueError: when the glyph is smaller than the source's 8 px or does not fit its cell.
+    """
     if not 8 <= glyph_px <= cell_px:
         raise ValueError(f"a glyph of {glyph_px} px in a cell of {cell_px} px: wanted 8 <= glyph_px <= cell_px")
     from sklearn.datasets import load_digits  # seconds to import, and only the demo wants it

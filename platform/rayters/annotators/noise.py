@@ -46,6 +46,7 @@ class SuperpixelGuided:
     bias: Bias = "none"
 
     def draw(self, truth: Labels, rng: np.random.Generator) -> Labels:
+        """One of the three kinds for the whole picture, each class as strongly as ``share`` asks; IGNORE stays."""
         kind = {"grow": 0, "shrink": 1}.get(self.bias, int(rng.integers(3)))
         degrees, direction = rng.uniform(-self.max_degrees, self.max_degrees), rng.uniform(0, 2 * np.pi)
 
@@ -72,6 +73,7 @@ class DiscNoise:
     bias: Bias = "none"
 
     def draw(self, truth: Labels, rng: np.random.Generator) -> Labels:
+        """One kind, radius and ragged edge for the whole picture, applied to each class; IGNORE stays."""
         radius = int(rng.integers(self.radius_px[0], self.radius_px[1] + 1))
         kind = {"grow": 0, "shrink": 1}.get(self.bias, int(rng.integers(3)))
         direction = rng.uniform(0, 2 * np.pi)
@@ -102,6 +104,7 @@ class MarkovBoundary:
     flip: float = 0.2
 
     def draw(self, truth: Labels, rng: np.random.Generator) -> Labels:
+        """Every class wanders by the same sequence of steps, its pixels on their own; IGNORE stays."""
         outwards = rng.random(self.steps) < self.expand
 
         def spoil(mask: Mask) -> Mask:

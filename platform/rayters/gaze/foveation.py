@@ -11,9 +11,9 @@ A small network looks at a coarse context of the patch and weighs the views; wei
 | mean         | every view; posteriors mixed with weights f             | directly                                       |
 | mode         | every view in training, weighed by the one-hot argmax f | straight through: hard + soft - soft.detach()  |
 | gumbel       | as mode, argmax of log f + Gumbel noise in training     | Gumbel-softmax, straight through               |
-| reinforce    | one view drawn from f                                   | (loss - baseline).detach() * log f(drawn)      |
+| reinforce    | one view drawn from f                                   | (loss - expected).detach() * log f(drawn)      |
 
-At evaluation nothing is drawn: mean mixes, the others take the argmax of f.
+At evaluation nothing is drawn: mean mixes, the others take the argmax of f, and look at that view alone.
 
 Beside the mixture every view answers for itself (``own_weight``): otherwise the first view that learns anything gets all the weight, the
 others no gradient, and what only they could see is never learnt. A view that cannot know must be free to say so: use methods without a
@@ -31,8 +31,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rayters.gaze.gaze import Losses, Network, align, check_fields_of_view
-from rayters.gaze.several import mixture
+from rayters.gaze.gaze import Losses, Network, check_fields_of_view, eyes_of
+from rayters.gaze.several import every_view, mixed_pixels, one_view
 from rayters.networks.head import pointwise
 from rayters.networks.search_range import choice
 from rayters.networks.task import Task
@@ -69,18 +69,36 @@ class FoveationGaze:
         return FoveatedEye(task, network, gaze=self)
 
     def added_loss(self, outputs: dict[str, Tensor], per_patch: Tensor, losses: Losses) -> Tensor:
-        """The views' own losses and the entropy term; REINFORCE with the batch mean as baseline, its loss detached, or the network would
-        climb it.
-        """
-        log_f = outputs["view_log_weights"]
-        loss = self.entropy_weight * (log_f.exp() * log_f).sum(1).mean()
-        if self.own_weight and "view_logits" in outputs:
-            alone = [losses(outputs | {"logits": logits}) for logits in outputs["view_logits"].unbind(1)]
-            loss = loss + self.own_weight * torch.stack(alone).mean()
-        if self.choose == "reinforce":
-            advantage = (per_patch - per_patch.mean()).detach()
-            loss = loss + (advantage * (log_f * outputs["view_weights"].detach()).sum(1)).mean()
+        """The views' own losses, for REINFORCE the policy's, and the entropy term; of every eye, where a method has two."""
+        eyes = eyes_of(outputs)
+        log_f = torch.stack([eye["view_log_weights"] for eye in eyes])
+        loss = self.entropy_weight * (log_f.exp() * log_f).sum(-1).mean()
+        for eye in eyes:  # what peers lose is the mean of both, so that each of these sums is half of one already
+            loss = loss + self._of_eye(eye, per_patch, losses)
         return loss
+
+    def _of_eye(self, eye: dict[str, Tensor], per_patch: Tensor, losses: Losses) -> Tensor:
+        """What one eye learns beside the loss of its mixture. The loss of REINFORCE is detached, or the network would climb it."""
+        log_f, alone = eye["view_log_weights"], None
+        loss = log_f.new_zeros(())
+        if self.own_weight and "view_logits" in eye:
+            alone = torch.stack([losses(eye | {"logits": logits}) for logits in eye["view_logits"].unbind(1)])
+            loss = self.own_weight * alone.mean()
+        if self.choose == "reinforce":
+            advantage = (per_patch - expected_loss(per_patch, log_f, alone)).detach()
+            loss = loss + (advantage * (log_f * eye["view_weights"].detach()).sum(1)).mean()
+        return loss
+
+
+def expected_loss(per_patch: Tensor, log_f: Tensor, alone: Tensor | None) -> Tensor:
+    """The baseline of REINFORCE, what a patch costs whichever view is drawn: (B,), independent of the draw, so that no gradient is biased.
+
+    per_patch: (B,) at the drawn view; log_f: (B, V); alone: (V, B) the loss of each view. Where that is not known, the mean of the
+    other patches, which leaves in how hard a patch is by itself; 0 for a patch without any other.
+    """
+    if alone is not None:
+        return (log_f.exp() * alone.transpose(0, 1)).sum(1)
+    return (per_patch.sum() - per_patch) / max(len(per_patch) - 1, 1)
 
 
 class FoveatedEye(nn.Module):
@@ -96,21 +114,21 @@ class FoveatedEye(nn.Module):
     def forward(self, views: Tensor) -> dict[str, Tensor]:
         """views: (B, V, C, *S), ascending in field of view."""
         log_f = self.foveate(views[:, -1])
-        weights = self._weights(log_f)
+        return self._look(views, self._weights(log_f)) | {"view_log_weights": log_f}
+
+    def _look(self, views: Tensor, weights: Tensor) -> dict[str, Tensor]:
+        """Passes of the backbone: one, or as many as views where those that are not chosen teach or are taught too."""
+        scales = self.gaze.fields_of_view
         if self.gaze.blend == "pixels":
-            blended = (views * weights.view(*weights.shape, *(1,) * (views.ndim - 2))).sum(1)
-            features = self.backbone(blended)
-            return {
-                "logits": self.head(features),
-                "features": features,
-                "view_weights": weights,
-                "view_log_weights": log_f,
-            }
-        features = torch.stack(
-            [align(self.backbone(views[:, v]), s) for v, s in enumerate(self.gaze.fields_of_view)], dim=1
-        )
-        logits = torch.stack([self.head(features[:, v]) for v in range(features.shape[1])], dim=1)
-        return mixture(logits, features, weights) | {"view_log_weights": log_f}
+            return mixed_pixels(self.backbone, self.head, views, weights)
+        if self._chosen_decides():
+            return one_view(self.backbone, self.head, views, weights.argmax(1), scales)
+        return every_view(self.backbone, self.head, views, weights, scales)
+
+    def _chosen_decides(self) -> bool:
+        if self.training:
+            return self.gaze.choose == "reinforce" and not self.gaze.own_weight
+        return self.gaze.choose != "mean"
 
     def _weights(self, log_f: Tensor) -> Tensor:
         """(B, V), sums to 1 over V: soft for the mean, one-hot otherwise."""
@@ -128,9 +146,10 @@ class FoveatedEye(nn.Module):
 
 
 class FoveationModule(nn.Module):
-    """Three small convolutions over the widest view, pooled over the target's part of it -> log f (B, V).
+    """Two small convolutions over the widest view, pooled over all of it, -> log f (B, V): the surroundings have a say, as has the target.
 
-    The paper weighs every pixel of a thumbnail of the whole image; a patch is one such location, and the widest view is its surroundings.
+    The paper weighs every pixel of a thumbnail of the whole image, by three convolutions that see a few pixels around it; a patch is one
+    such location, and the widest view is its surroundings.
     """
 
     def __init__(self, task: Task, *, views: int, width: int = 8) -> None:

@@ -11,6 +11,7 @@ the network to learn).
 from collections.abc import Callable
 from typing import Protocol
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -18,6 +19,9 @@ from rayters.networks.task import Task
 
 Losses = Callable[[dict[str, Tensor]], Tensor]
 """What a method makes of any outputs: their loss per patch, (B,)."""
+
+PEER = "peer_"
+"""Before the name of everything that a second eye returns, where a method builds two that learn from each other."""
 
 
 class Network(Protocol):
@@ -43,23 +47,45 @@ class Gaze(Protocol):
     def added_loss(self, outputs: dict[str, Tensor], per_patch: Tensor, losses: Losses) -> Tensor:
         """What a gaze adds to the method's loss, a scalar; zero for gazes that learn nothing about where to look.
 
-        per_patch: (B,) the method's loss of ``outputs``, detached; losses: the same of other outputs, such as those of one view alone.
+        outputs: of one eye, or of two, see ``eyes_of``. per_patch: (B,) the method's loss of ``outputs``, detached; losses: the same of
+        other outputs, such as those of one view alone.
         """
 
 
-def align(wide: Tensor, scale: float) -> Tensor:
+def eyes_of(outputs: dict[str, Tensor]) -> list[dict[str, Tensor]]:
+    """The outputs as each eye of a net has them: its own under their names, its peer's after ``PEER``, and without gradient.
+
+    Those of a net with one eye are the only ones.
+    """
+    second = {name.removeprefix(PEER): value for name, value in outputs.items() if name.startswith(PEER)}
+    if not second:
+        return [outputs]
+    first = {name: value for name, value in outputs.items() if not name.startswith(PEER)}
+    return [beside(first, second, detach=True), beside(second, first, detach=True)]
+
+
+def beside(own: dict[str, Tensor], peer: dict[str, Tensor], *, detach: bool = False) -> dict[str, Tensor]:
+    """The outputs of an eye and, after ``PEER``, those of its peer."""
+    return own | {PEER + name: value.detach() if detach else value for name, value in peer.items()}
+
+
+def align(wide: Tensor, scale: float | Tensor) -> Tensor:
     """Crop the centre 1/scale of a map and stretch it to the map's own size, bilinearly (trilinearly).
 
-    wide: (B, N, *S) on the grid of a view that covers ``scale`` times the target; returns (B, N, *S) on the target's grid.
+    wide: (B, N, *S) on the grid of a view that covers ``scale`` times the target, scale a number or (B,) one for each patch; returns
+    (B, N, *S) on the target's grid.
     """
-    if scale == 1.0:
+    if not isinstance(scale, Tensor) and scale == 1.0:
         return wide
     axes = wide.ndim - 2
-    theta = wide.new_zeros(wide.shape[0], axes, axes + 1)
+    # places in float32 whatever the map's precision: bfloat16 would miss them by a quarter of a pixel of 128
+    theta = wide.new_zeros(wide.shape[0], axes, axes + 1, dtype=torch.float32)
     for axis in range(axes):
         theta[:, axis, axis] = 1.0 / scale
     grid = functional.affine_grid(theta, [*wide.shape], align_corners=False)
-    return functional.grid_sample(wide, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    near = functional.grid_sample(wide.float(), grid, mode="bilinear", padding_mode="border", align_corners=False)
+    near = near.to(wide.dtype)
+    return wide.where((scale == 1).view(-1, *(1,) * (axes + 1)), near) if isinstance(scale, Tensor) else near
 
 
 def check_fields_of_view(fields_of_view: tuple[float, ...]) -> None:

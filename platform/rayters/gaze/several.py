@@ -4,6 +4,7 @@ Shapes: B batch, V views, C channels, K classes, F features, S the spatial axes 
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -41,9 +42,14 @@ class RandomGaze:
 
 @dataclass(frozen=True, kw_only=True)
 class AverageGaze:
-    """One network sees every field of view of every patch; its aligned features and posteriors are averaged with equal weights."""
+    """One network sees every field of view of every patch, with equal weights.
+
+    blend: its aligned features and "posteriors" are averaged; or the "pixels" of the views, before one pass, as the paper's Average
+           does, which leaves their alignment to the network to learn.
+    """
 
     fields_of_view: tuple[float, ...] = (1.0, 2.0, 4.0)
+    blend: Literal["posteriors", "pixels"] = "posteriors"
 
     def __post_init__(self) -> None:
         check_fields_of_view(self.fields_of_view)
@@ -54,7 +60,7 @@ class AverageGaze:
 
     def build(self, task: Task, network: Network) -> nn.Module:
         """One backbone, one head."""
-        return SharedEye(task, network, scales=self.fields_of_view, draw=False)
+        return SharedEye(task, network, scales=self.fields_of_view, blend=self.blend)
 
     def added_loss(self, outputs: dict[str, Tensor], per_patch: Tensor, losses: Losses) -> Tensor:
         """Nothing is learnt about where to look."""
@@ -107,24 +113,55 @@ def mixture(logits: Tensor, features: Tensor, weights: Tensor) -> dict[str, Tens
     }
 
 
-class SharedEye(nn.Module):
-    """All views through one backbone: (B, V, C, *S) -> the mixture of the aligned views, or of one drawn view per patch in training."""
+def one_view(
+    backbone: nn.Module, head: nn.Module, views: Tensor, chosen: Tensor, scales: tuple[float, ...]
+) -> dict[str, Tensor]:
+    """What each patch shows at one of its views, in a single pass: what ``mixture`` makes of one-hot weights, at 1/V of the cost.
 
-    def __init__(self, task: Task, network: Network, *, scales: tuple[float, ...], draw: bool) -> None:
+    views: (B, V, C, *S); chosen: (B,) int64 in [0, V).
+    """
+    patches = torch.arange(views.shape[0], device=views.device)  # len() would fix the batch of an exported net
+    seen = views[patches, chosen]
+    features = align(backbone(seen), torch.tensor(scales, device=views.device)[chosen])
+    weights = nn.functional.one_hot(chosen, len(scales)).to(views.dtype)
+    return {"logits": head(features), "features": features, "view_weights": weights}
+
+
+def every_view(
+    backbone: nn.Module, head: nn.Module, views: Tensor, weights: Tensor, scales: tuple[float, ...]
+) -> dict[str, Tensor]:
+    """The mixture of all views of each patch, a pass for each. views: (B, V, C, *S); weights: (B, V), sum to 1 over V."""
+    features = torch.stack([align(backbone(views[:, v]), scale) for v, scale in enumerate(scales)], dim=1)
+    logits = torch.stack([head(features[:, v]) for v in range(len(scales))], dim=1)
+    return mixture(logits, features, weights)
+
+
+def mixed_pixels(backbone: nn.Module, head: nn.Module, views: Tensor, weights: Tensor) -> dict[str, Tensor]:
+    """One pass over the weighted sum of the views, pixel by pixel: (B, V, C, *S) and (B, V), sum to 1 over V."""
+    features = backbone((views * weights.view(*weights.shape, *(1,) * (views.ndim - 2))).sum(1))
+    return {"logits": head(features), "features": features, "view_weights": weights}
+
+
+class SharedEye(nn.Module):
+    """All views through one backbone: (B, V, C, *S) -> their even mixture; of one drawn view per patch in a training with ``draw``."""
+
+    def __init__(
+        self, task: Task, network: Network, *, scales: tuple[float, ...], draw: bool = False, blend: str = "posteriors"
+    ) -> None:
         super().__init__()
-        self.scales, self.draw = scales, draw
+        self.scales, self.draw, self.blend = scales, draw, blend
         self.backbone = network.build(task.channels, task.patch_px)
         self.head = pointwise(task.axes, network.width, task.classes)
 
     def forward(self, views: Tensor) -> dict[str, Tensor]:
         """views: (B, V, C, *S)."""
-        weights = views.new_full(views.shape[:2], 1 / len(self.scales))
         if self.draw and self.training:
             drawn = torch.randint(len(self.scales), (len(views),), device=views.device)
-            weights = nn.functional.one_hot(drawn, len(self.scales)).to(views.dtype)
-        features = torch.stack([align(self.backbone(views[:, v]), scale) for v, scale in enumerate(self.scales)], dim=1)
-        logits = torch.stack([self.head(features[:, v]) for v in range(len(self.scales))], dim=1)
-        return mixture(logits, features, weights)
+            return one_view(self.backbone, self.head, views, drawn, self.scales)
+        even = views.new_full(views.shape[:2], 1 / len(self.scales))
+        if self.blend == "pixels":
+            return mixed_pixels(self.backbone, self.head, views, even)
+        return every_view(self.backbone, self.head, views, even, self.scales)
 
 
 class EnsembleEye(nn.Module):

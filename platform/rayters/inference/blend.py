@@ -1,8 +1,8 @@
 """Blending: tiles, as a net returns them, become maps.
 
-Shapes: B batch, K classes, A annotators, N maps stacked, P pixels of a tile, S the spatial axes of a tile or of the piece.
+Shapes: B batch, K classes, A annotators, V views, N maps stacked, P pixels of a tile, S the spatial axes of a tile or of the piece.
 
-    N:  posterior K | what each annotator draws A * K | reliability A | confusion as mass, times the posterior, A * K * K | gaze 1
+    N:  posterior K | what each annotator draws A * K | reliability A | confusion as mass, times the posterior, A * K * K | views V
 
 Sums stay on the net's device; a tile is added in one operation, whatever it consists of.
 """
@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rayters.gaze.gaze import eyes_of
 from rayters.inference.maps import Maps
 from rayters.inference.tiling import Box, Tiling
 from rayters.methods import Outputs, Prediction
@@ -20,41 +21,45 @@ from rayters.methods import Outputs, Prediction
 
 @dataclass(frozen=True, kw_only=True)
 class Stack:
-    """How many maps of each kind lie in N; annotators is 0 where no confusions are estimated, or none were asked for."""
+    """How many maps of each kind lie in N; annotators is 0 where no confusions are estimated, or none were asked for.
+
+    gaze: the field of view of each view that the net chooses among, () where it does not choose.
+    """
 
     classes: int
     annotators: int
     confusion: bool
-    gaze: bool
+    gaze: tuple[float, ...]
 
     @property
     def sizes(self) -> list[int]:
         """In the order of N."""
         drawn = self.annotators * self.classes
-        return [self.classes, drawn, self.annotators, drawn * self.classes * self.confusion, int(self.gaze)]
+        return [self.classes, drawn, self.annotators, drawn * self.classes * self.confusion, len(self.gaze)]
 
 
-def stack_of(prediction: Prediction, outputs: Outputs, tiling: Tiling) -> Stack:
-    """What a method and a gaze have to tell; the same for all batches of a model."""
+def stack_of(prediction: Prediction, outputs: Outputs, scales: tuple[float, ...], tiling: Tiling) -> Stack:
+    """What a method and a gaze of ``scales`` have to tell; the same for all batches of a model."""
     confusion = prediction.confusion if tiling.annotators else None
     annotators = 0 if confusion is None else confusion.shape[0 if confusion.ndim == 3 else 1]
     return Stack(
         classes=prediction.posterior.shape[1],
         annotators=annotators,
         confusion=tiling.confusion,
-        gaze=outputs.get("view_weights", torch.zeros(1, 1)).shape[1] > 1,
+        gaze=scales if "view_log_weights" in outputs else (),
     )
 
 
-def stacked(prediction: Prediction, outputs: Outputs, scales: tuple[float, ...], stack: Stack) -> Tensor:
+def stacked(prediction: Prediction, outputs: Outputs, stack: Stack) -> Tensor:
     """The maps of a batch, (B, N, *S) float32."""
     posterior = prediction.posterior.float().flatten(2)  # (B, K, P)
     parts = [posterior]
     if stack.annotators and prediction.confusion is not None:
         parts += _of_annotators(posterior, prediction.confusion.float(), stack)
     if stack.gaze:
-        field = outputs["view_weights"].float() @ torch.tensor(scales, device=posterior.device)
-        parts.append(field.view(-1, 1, 1).expand(-1, 1, posterior.shape[2]))
+        # probabilities, of the mean over two eyes where there are two; not what a hard choice made of them
+        weights = torch.stack([eye["view_log_weights"].float().exp() for eye in eyes_of(outputs)]).mean(0)
+        parts.append(weights.unsqueeze(2).expand(-1, -1, posterior.shape[2]))
     return torch.cat(parts, dim=1).view(len(posterior), -1, *prediction.posterior.shape[2:])
 
 
@@ -99,7 +104,7 @@ class Canvas:
         """The maps; background, for certain, where no tile came."""
         predicted = self.total > 0
         mean = self.sums / self.total.clamp_min(1e-12)
-        posterior, drawn, right, mass, gaze = torch.split(mean, self.stack.sizes)
+        posterior, drawn, right, mass, views = torch.split(mean, self.stack.sizes)
         shape = (self.stack.annotators, self.stack.classes)
         posterior[0].masked_fill_(~predicted, 1)
         maps: dict[str, Any] = {"posterior": posterior, "annotators": None, "reliability": None}
@@ -111,6 +116,6 @@ class Canvas:
             if self.stack.confusion:
                 maps["confusion"] = mass.view(*shape, shape[1], *predicted.shape) / posterior.clamp_min(1e-6)
         if self.stack.gaze:
-            maps["gaze"] = gaze[0]
+            maps["views"] = views
         arrays: dict[str, Any] = {name: None if each is None else each.cpu().numpy() for name, each in maps.items()}
-        return Maps(**arrays, predicted=predicted.cpu().numpy())
+        return Maps(**arrays, fields_of_view=self.stack.gaze, predicted=predicted.cpu().numpy())

@@ -211,8 +211,8 @@ def forward(model: Model, views: Tensor, tiling: Tiling) -> tuple[Tensor, Stack]
         with autocast(model.run, views.device):
             outputs = model.net(views.flip(flip) if flip else views)
         prediction = model.run.method.predict(outputs)
-        stack = stack_of(prediction, outputs, tiling)
-        maps = stacked(prediction, outputs, model.run.gaze.scales(), stack)
+        stack = stack_of(prediction, outputs, model.run.gaze.scales(), tiling)
+        maps = stacked(prediction, outputs, stack)
         maps = maps.flip(flip) if flip else maps
         total = maps if total is None else total.add_(maps)
     assert total is not None
@@ -228,11 +228,12 @@ def _nothing(model: Model, box: Box, tiling: Tiling, device: torch.device) -> Ma
 def kinds(members: tuple[Model, ...], tiling: Tiling) -> Stack:
     """Which maps an ensemble has in common, found out on a blank tile."""
     each = [_kinds(member, tiling) for member in members]
+    looks = {stack.gaze for stack in each}
     return Stack(
         classes=each[0].classes,
         annotators=min(stack.annotators for stack in each),
         confusion=tiling.confusion,
-        gaze=all(stack.gaze for stack in each),
+        gaze=looks.pop() if len(looks) == 1 else (),
     )
 
 

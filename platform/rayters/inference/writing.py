@@ -3,10 +3,10 @@
 Beside the case                                     In a cohort of its own (to)
     case.ome.zarr/labels/<name>                         cases/<case>.ome.zarr           the posterior, an image of K channels
                   labels/<name>-<annotator>                   labels/<name>, labels/<name>-<annotator>
-    predictions/<name>/<case>/posterior.ome.zarr        maps/<case>/uncertainty.ome.zarr, reliability, gaze, confusion
-                              uncertainty.ome.zarr ...
+    predictions/<name>/<case>/posterior.ome.zarr        maps/<case>/uncertainty.ome.zarr, reliability, confusion,
+                              uncertainty.ome.zarr ...                           gaze, gaze_uncertainty
 
-All images are uint8; each says by its intensity what a step means: posterior, uncertainty and reliability 1/255, gaze its own.
+All images are uint8; each says by its intensity what a step means: that of gaze is a field of view, the others' 1/255.
 """
 
 import hashlib
@@ -53,7 +53,7 @@ class Speech:
     classes: tuple[str, ...]
     annotators: tuple[str, ...]  # () where it says nothing about them
     downsampling: int
-    gaze_scales: tuple[float, ...]  # () where the gaze is fixed
+    gaze_scales: tuple[float, ...]  # () where the gaze does not choose
     confusion: bool
     fingerprint: str
 
@@ -66,7 +66,7 @@ def speech_of(model: Model, stack: Stack, tiling: Tiling, weights: bytes) -> Spe
         classes=model.classes,
         annotators=model.annotators if stack.annotators else (),
         downsampling=model.run.downsampling,
-        gaze_scales=model.run.gaze.scales() if stack.gaze else (),
+        gaze_scales=stack.gaze,
         confusion=stack.confusion and stack.annotators > 0,
         fingerprint=hashlib.sha256(weights + said).hexdigest()[:16],
     )
@@ -103,7 +103,9 @@ def plan_output(speech: Speech, case: Case, name: str, folder: str, output: Outp
 def _span(speech: Speech, chunk: tuple[int, ...], block_mib: int) -> int:
     """The widest block whose maps fit."""
     a, k = len(speech.annotators), len(speech.classes)
-    maps = 2 * k + 2 + 2 * a * (k + 1) + 2 * a * k * k * speech.confusion  # float32 sums, and what becomes of them
+    views = len(speech.gaze_scales)
+    # float32 sums, and what becomes of them
+    maps = 2 * (k + views) + 2 + 2 * a * (k + 1) + 2 * a * k * k * speech.confusion
     fits = [s for s in SPANS[len(chunk)] if 4 * maps * prod(s * c for c in chunk) <= block_mib * 2**20]
     return fits[0] if fits else 2
 
@@ -118,6 +120,7 @@ def _images(
         "reliability": speech.annotators,
         "confusion": tuple(f"{a}: {pair}" for a in speech.annotators for pair in pairs) if speech.confusion else (),
         "gaze": ("field of view",) if speech.gaze_scales else (),
+        "gaze_uncertainty": ("uncertainty of the field of view",) if speech.gaze_scales else (),
     }
     widest = max(speech.gaze_scales, default=1.0)
     return [
@@ -168,8 +171,9 @@ def coded(maps: Maps, speech: Speech, plan: JointPlan, index: int) -> dict[str, 
         blocks["reliability"] = _in_steps(maps.reliability)
     if speech.confusion and maps.confusion is not None:
         blocks["confusion"] = _in_steps(maps.confusion.reshape(-1, *maps.confusion.shape[3:]))
-    if speech.gaze_scales and maps.gaze is not None:
+    if speech.gaze_scales and maps.gaze is not None and maps.gaze_uncertainty is not None:
         blocks["gaze"] = _in_steps(maps.gaze / max(speech.gaze_scales))[None]
+        blocks["gaze_uncertainty"] = _in_steps(maps.gaze_uncertainty)[None]
     drawn = maps.annotator_labels
     planes = {"consensus": maps.labels}
     if drawn is not None:

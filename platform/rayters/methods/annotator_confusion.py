@@ -1,15 +1,18 @@
 """Annotator confusion: learn the truth and, together with it, what each annotator makes of it.
 
     views -> eye -+-> logits -> posterior p(truth j) --------------+
-                  '-> features -> head -> P(a writes i | j) -------+--> P(a writes i), compared with what a wrote
+                  |-> features -> head -> P(a writes i | j) -------+--> P(a writes i), compared with what a wrote
+                  '-> features -> voices -> P(a writes i), told apart from any truth: speaks for a where a did not look
 
 The likelihood alone does not say which of its many solutions is the truth: a third of the published form's trainings end with swapped
 classes or with one annotator's style (docs/experiments.md has the figures). Here the posterior is held to the vote weighed by trust, that
-is by chance-corrected agreement (``trust``), which the net counts as it goes; the confusions are free to say who errs where.
+is by chance-corrected agreement (``trust``), which the net counts as it goes; the confusions are free to say who errs where. Where
+annotators did not look, as with one label per image, *voices* speak for them: they learn each annotator's writing by itself, so that
+who agrees with whom does not depend on what the net already takes for the truth.
 
 Source: Zhang, Tanno, Xu, Jin, Jacob, Ciccarelli, Barkhof, Alexander, Disentangling Human Error from the Ground Truth in Segmentation of
 Medical Images, NeurIPS 2020, arXiv 2007.15963. ``AS_PUBLISHED`` is their form. The pull to the weighted vote, the average that holds
-inactive columns, and the trace of the believed column only are ours.
+inactive columns, the voices, and the trace of the believed column only are ours.
 """
 
 from dataclasses import dataclass
@@ -22,16 +25,19 @@ from casebook.labels import IGNORE
 from rayters.methods.confusion_loss import (
     annotator_nll,
     believed_trace,
+    count_joint,
     inactive_pull,
+    own_nll,
     plain_trace,
     shared_truth_nll,
     written_probability,
 )
 from rayters.methods.method import Eye, Loss, Outputs, Prediction, choice, tunable
 from rayters.methods.targets import hard_cross_entropy
-from rayters.methods.trust import complete, count_pairs, settled, trust, weighted_votes, winner
+from rayters.methods.trust import agreement, complete, count_pairs, one_hots, settled, trust, weighted_votes, winner
 from rayters.networks.confusion import Level, build_head, log_confusion
 from rayters.networks.task import Task
+from rayters.networks.team_sum import team_sum
 
 STATISTIC_PIXELS = 512  # of each patch and step
 MEMORY = 0.98  # of the running statistics, per step: they forget what the net believed fifty steps ago
@@ -53,7 +59,7 @@ class AnnotatorConfusion:
     anchor: Literal["agreement", "vote", "none"] = "agreement"  # what the posterior is held to
     anchor_weight: float = tunable(1.0, low=0.1, high=10.0, log=True)
     release: float = 1.0  # fraction of the training from which the anchor fades, over ``ramp``; 1 keeps it
-    sharpness: float = 4.0  # 0 is a plain vote, large believes the most central annotator alone
+    sharpness: float = 8.0  # 0 is a plain vote, large believes the most central annotator alone
     listen: float = 0.2  # fraction of the training before the net speaks for annotators who did not look
     inactive_weight: float = tunable(0.1, low=0.01, high=1.0, log=True)  # of the pull on columns that are not believed
     trace_weight: float = tunable(0.1, low=0.0, high=1.0)  # the paper's lambda; of the mean over annotators
@@ -98,8 +104,10 @@ class AnnotatorConfusion:
         likelihood = annotator_nll if self.likelihood == "independent" else shared_truth_nll
         parts = {"likelihood": likelihood(at, log_a, sampled)}
         if anchor_weight := self._anchor_at(progress):
-            target = self._target(outputs, flat, sampled, at.detach(), log_a.detach(), progress)
+            target = self._target(outputs, flat, sampled, progress)
             parts["anchor"] = anchor_weight * hard_cross_entropy(log_posterior, target)
+        if "log_written" in outputs:
+            parts["voices"] = own_nll(outputs["log_written"], sampled)
         if self.inactive_weight and self.level not in ("global", "image"):
             parts["inactive"] = self.inactive_weight * inactive_pull(believed, log_a, outputs["average"], sampled)
         if trace_weight := self._trace_at(progress):
@@ -123,9 +131,8 @@ class AnnotatorConfusion:
 
     def anchor_target(self, outputs: Outputs, labels: Tensor) -> Tensor:
         """The weighted vote that the sentinel compares a net with: (B, *S) int64 or IGNORE. Outputs of a net in evaluation."""
-        flat, log_a = labels.flatten(2), outputs["log_confusion"].flatten(4)
-        log_posterior = outputs["logits"].flatten(2).log_softmax(1)
-        return self._target(outputs, flat, flat, log_posterior, log_a, 1.0).view(len(labels), *labels.shape[2:])
+        flat = labels.flatten(2)
+        return self._target(outputs, flat, flat, 1.0).view(len(labels), *labels.shape[2:])
 
     def _anchor_at(self, progress: float) -> float:
         if self.anchor == "none":
@@ -138,16 +145,15 @@ class AnnotatorConfusion:
             return -self.warm_up_trace
         return self.trace_weight * min((progress - self.warm_up) / max(self.ramp, 1e-9), 1.0)
 
-    def _target(
-        self, outputs: Outputs, flat: Tensor, sampled: Tensor, log_posterior: Tensor, log_a: Tensor, progress: float
-    ) -> Tensor:
-        """(B, pixels) int64 or IGNORE: where those who looked settle it; once the net has listened, it speaks for the others."""
-        classes = log_posterior.shape[1]
-        weights = outputs["trust"] if self.anchor != "vote" else torch.full_like(outputs["trust"], 1 / flat.shape[1])
-        target = settled(weighted_votes(flat, weights, classes))
-        if progress < self.listen or not (sampled == IGNORE).any():
+    def _target(self, outputs: Outputs, flat: Tensor, sampled: Tensor, progress: float) -> Tensor:
+        """(B, pixels) int64 or IGNORE: where those who looked settle it; once the net has listened, its voices speak for the others."""
+        classes = outputs["logits"].shape[1]
+        plain = self.anchor == "vote"  # a plain vote is one of those who looked, however few
+        weights = outputs["trust"] if not plain else torch.full_like(outputs["trust"], 1 / flat.shape[1])
+        target = settled(weighted_votes(flat, weights, classes), quorum=0 if plain else 0.5)
+        if progress < self.listen or "log_written" not in outputs or not (sampled == IGNORE).any():
             return target
-        completed = complete(sampled, written_probability(log_posterior, log_a))
+        completed = complete(sampled, outputs["log_written"].detach().exp())
         spoken = winner(torch.einsum("a,bakn->bkn", weights, completed))
         spoken = spoken.where((sampled != IGNORE).any(1), torch.full_like(spoken, IGNORE))
         if "pixels" not in outputs:
@@ -159,18 +165,19 @@ class AnnotatorConfusion:
 AS_PUBLISHED = AnnotatorConfusion(
     anchor="none", inactive_weight=0.0, trace_weight=0.1, trace_of="all", warm_up_trace=0.1, ramp=0.0
 )
-"""The paper's free form: identity by maximised trace, then a minimised one. Goes astray in a third of the seeds and more."""
+"""The paper's free form: identity by maximised trace, then a minimised one. Goes astray in most seeds: docs/results/papers.md."""
 
 
 class ConfusionNet(nn.Module):
     """An eye, a confusion head, and the running statistics that trust is computed from.
 
-    In training, with labels, it returns confusions of at most ``method.pixels`` pixels, with their flat indices under "pixels";
-    in evaluation of all. Always "trust" (A,) and "average" (A, K, K).
+    In training, with labels, it returns confusions, and "log_written" (B, A, K, N), of at most ``method.pixels`` pixels, with their flat
+    indices under "pixels"; in evaluation of all. Always "trust" (A,) and "average" (A, K, K).
     """
 
     pairs: Tensor  # (A, K, A, K) how often a writes i while b writes k
-    joint: Tensor  # (A, K, K) how often a writes i where j is believed
+    heard: Tensor  # (A, K, A, K) how often a writes i while the voice of b says k
+    joint: Tensor  # (A, K, K) how often a writes i where j is believed, given what a wrote
     looked: Tensor  # (A,) bool, who has written anything
 
     def __init__(self, method: AnnotatorConfusion, task: Task, eye: Eye) -> None:
@@ -185,7 +192,10 @@ class ConfusionNet(nn.Module):
             hidden=method.hidden,
             rank=method.rank,
         )
+        # the published form has none
+        self.voices = nn.Conv1d(_features(self.eye, task), annotators * classes, 1) if method.anchor != "none" else None
         self.register_buffer("pairs", torch.zeros(annotators, classes, annotators, classes))
+        self.register_buffer("heard", torch.zeros(annotators, classes, annotators, classes))
         self.register_buffer("joint", torch.zeros(annotators, classes, classes))
         self.register_buffer("looked", torch.zeros(annotators, dtype=torch.bool))
 
@@ -197,17 +207,26 @@ class ConfusionNet(nn.Module):
             chosen = self._draw(features)
             scores = self.head(features if chosen is None else features[:, :, chosen])
             outputs["log_confusion"] = log_confusion(scores.float(), dominant=self.method.dominance == "each")
+            outputs |= self._speak(features if chosen is None else features[:, :, chosen])
             self._listen(outputs, labels.flatten(2), chosen)
             outputs |= {} if chosen is None else {"pixels": chosen}
         else:
             log_a = log_confusion(self.head(features).float(), dominant=self.method.dominance == "each")
+            outputs |= self._speak(features)
             outputs["log_confusion"] = log_a.reshape(
                 *log_a.shape[:4], *(sides if log_a.shape[4] > 1 else (1,) * len(sides))
             )
         average = self.joint / self.joint.sum(1, keepdim=True).clamp_min(1e-9)
-        outputs["trust"] = trust(self.pairs, self.looked, self.method.sharpness)
+        outputs["trust"] = trust(agreement(self.pairs, self.heard), self.looked, self.method.sharpness)
         outputs["average"] = average.clamp(1e-3, 1 - 1e-3)
         return outputs
+
+    def _speak(self, features: Tensor) -> Outputs:
+        """{"log_written": (B, A, K, N)}, log P(a writes i), sums to one over i; empty without voices."""
+        if self.voices is None:
+            return {}
+        scores: Tensor = self.voices(features)
+        return {"log_written": scores.view(len(scores), len(self.looked), -1, scores.shape[2]).float().log_softmax(2)}
 
     def _draw(self, features: Tensor) -> Tensor | None:
         """Flat indices of the pixels whose confusions enter this step; None takes all."""
@@ -225,10 +244,21 @@ class ConfusionNet(nn.Module):
         at = pixels if chosen is None else chosen[pixels]
         log_a, log_posterior = outputs["log_confusion"], outputs["logits"].flatten(2)[:, :, at].float().log_softmax(1)
         log_a = log_a if log_a.shape[4] == 1 else log_a[..., pixels]
-        written = complete(flat[:, :, at], written_probability(log_posterior, log_a))
-        self.pairs.mul_(MEMORY).add_(count_pairs(written))
-        self.joint.mul_(MEMORY).add_(torch.einsum("bain,bjn->aij", written, log_posterior.exp()))
-        self.looked |= (flat != IGNORE).any(2).any(0)
+        labels = flat[:, :, at]
+        written = one_hots(labels, log_posterior.shape[1])
+        if self.voices is None:
+            voices = written_probability(log_posterior, log_a)
+        else:
+            voices = outputs["log_written"][..., pixels].exp()
+        pairs, heard, joint, looked = team_sum(
+            count_pairs(written, written),
+            count_pairs(written, voices),
+            count_joint(log_posterior, log_a, labels),
+            (flat != IGNORE).any(2).any(0),
+        )
+        for statistic, counted in ((self.pairs, pairs), (self.heard, heard), (self.joint, joint)):
+            statistic.mul_(MEMORY).add_(counted)
+        self.looked |= looked
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from rayters.gaze.gaze import beside
 from rayters.methods.method import Eye, Loss, Outputs, Prediction, choice, tunable
 from rayters.methods.robust_losses import ce, per_patch
 from rayters.methods.targets import fused_target
@@ -57,7 +58,7 @@ class CoTeaching:
 
 
 class PeersNet(nn.Module):
-    """The first eye's outputs and "peer_logits" of the second."""
+    """The first eye's outputs and, after "peer_", all of the second's: a gaze that learns where to look does so for each of them."""
 
     def __init__(self, eye: Eye) -> None:
         super().__init__()
@@ -66,8 +67,7 @@ class PeersNet(nn.Module):
     def forward(self, views: Tensor, labels: Tensor | None = None) -> Outputs:
         """views: (B, V, C, *S) floats."""
         del labels
-        outputs: Outputs = self.eye(views)
-        return {**outputs, "peer_logits": self.peer(views)["logits"]}
+        return beside(self.eye(views), self.peer(views))
 
 
 def easy_pixels(cost: Tensor, target: Tensor, keep: float) -> Tensor:
@@ -81,15 +81,18 @@ def easy_pixels(cost: Tensor, target: Tensor, keep: float) -> Tensor:
 
 
 def easy_patches(cost: Tensor, target: Tensor, keep: float) -> Tensor:
-    """The ``keep`` share of the patches, at least one, whose mean cost is least: (B, *S) bool, whole patches."""
+    """The ``keep`` share of the patches that have a target, at least one, whose mean cost is least: (B, *S) bool, whole patches."""
+    has_target = target.sum(1) > 0
+    drawn = has_target.flatten(1).any(1)
     mean = per_patch(cost, target)
-    limit = mean.kthvalue(max(1, round(keep * len(mean)))).values
-    return (mean <= limit).view(-1, *(1,) * (cost.ndim - 1)) & (target.sum(1) > 0)
+    values = mean[drawn]  # one without a target costs nothing, and would pass for the easiest
+    if values.numel() == 0:
+        return has_target
+    limit = values.kthvalue(max(1, round(keep * values.numel()))).values
+    return (mean <= limit).view(-1, *(1,) * (cost.ndim - 1)) & has_target
 
 
 def taught(cost: Tensor, target: Tensor, chosen: Tensor) -> Tensor:
-    """The mean cost of what was chosen, (B,), scaled so that the mean over the batch is that over all chosen pixels."""
-    spatial = tuple(range(1, cost.ndim))
-    has_target = (target.sum(1) > 0).sum().clamp(min=1)
-    pixels = (target.sum(1) > 0).sum(spatial).clamp(min=1)
-    return (cost * chosen).sum(spatial) / pixels * (has_target / chosen.sum().clamp(min=1))
+    """The cost of what was chosen, (B,), scaled so that the mean over the batch is that over all chosen pixels that have a target."""
+    chosen = chosen & (target.sum(1) > 0)
+    return (cost * chosen).flatten(1).sum(1) * (len(cost) / chosen.sum().clamp(min=1))

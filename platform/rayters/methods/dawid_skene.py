@@ -13,6 +13,7 @@ from rayters.methods.method import Eye, Loss, Outputs, Prediction, tunable
 from rayters.methods.mixture_of_products import columns_to_one, posterior_of_truth, reliable, written_where
 from rayters.methods.targets import soft_cross_entropy
 from rayters.networks.task import Task
+from rayters.networks.team_sum import team_sum
 
 START = 0.9  # first guess of everybody's reliability
 
@@ -52,21 +53,27 @@ class DawidSkene:
 
 
 class CountingNet(nn.Module):
-    """The eye's outputs, "confusion" (A, K, K) and "prior" (K,). Each training pass is one step of EM on its labels."""
+    """The eye's outputs, "confusion" (A, K, K) and "prior" (K,). Each training pass is one step of EM on its labels.
 
-    counts: Tensor  # (A, K, K) pixels, running
+    The prior is read off the same counts as the confusions, so a pixel with several labels counts as often. A prior with counts of its
+    own forgets its start at another pace than the confusions of an annotator who seldom looks; with one label per pixel, where nothing
+    but the start says how far a label is to be believed, it then falls so low that nothing is drawn at all.
+    """
+
+    counts: Tensor  # (A, K, K) share of a step's pixels at which a writes i and j is believed, running; one per annotator at the start
     prior: Tensor  # (K,)
 
     def __init__(self, task: Task, eye: Eye, *, memory: float) -> None:
         super().__init__()
         self.eye, self.memory = eye(), memory
-        self.register_buffer("counts", reliable(task.classes, START).repeat(task.annotators, 1, 1))
+        self.register_buffer("counts", reliable(task.classes, START).repeat(task.annotators, 1, 1) / task.classes)
         self.register_buffer("prior", torch.full((task.classes,), 1 / task.classes))
 
     def forward(self, views: Tensor, labels: Tensor | None = None) -> Outputs:
         """views: (B, V, C, *S) floats; labels: (B, A, *S) or None."""
         if labels is not None and self.training:
-            self._count(labels)
+            with torch.autocast(labels.device.type, enabled=False):  # bfloat16 would lose small counts
+                self._count(labels)
         outputs: Outputs = self.eye(views)
         return {**outputs, "confusion": self._confusion(), "prior": self.prior}
 
@@ -77,8 +84,9 @@ class CountingNet(nn.Module):
     @torch.no_grad()
     def _count(self, labels: Tensor) -> None:
         truth = posterior_of_truth(labels, self._confusion()[None], self.prior[None])
-        pixels = truth.sum().clamp(min=1)
-        keep = self.memory if (truth > 0).any() else 1.0
+        counts, pixels = team_sum(written_where(labels, truth).sum(0), truth.sum())
+        keep = self.memory if pixels > 0 else 1.0
         # The counts of an average step, in shares of its pixels, so that a class met rarely is remembered as rarely.
-        self.counts.lerp_(written_where(labels, truth).sum(0) / pixels, 1 - keep)
-        self.prior.lerp_(truth.transpose(0, 1).flatten(1).sum(1) / pixels, 1 - keep)
+        self.counts.lerp_(counts / pixels.clamp(min=1), 1 - keep)
+        believed = self.counts.sum((0, 1))
+        self.prior.copy_(believed / believed.sum())

@@ -11,8 +11,12 @@ pixel:  u = entropy of the peer's posterior, in [0, 1], no gradient
 image:  the ``noisy_share`` of the patches of a batch with the highest score teach only where label and peer agree, which is most
         of a wrongly drawn picture
 
-All networks are unsure along *every* boundary, of right labels too. There the pixel level keeps the label: ``boundary_px`` on
-either side of it. The defaults are what held on real drawings (docs/experiments.md): the image level alone, without pseudo labels.
+Of fewer than four patches there is no share to take: round(.3 x 1) is none, round(.3 x 2) one of two. Such a batch is compared with
+the scores of the last ``RECENT`` patches instead, which the net remembers; until it does, nobody is suspect.
+
+All networks are unsure along *every* boundary, of right labels too. There the pixel level keeps the label, ``boundary_px`` on either
+side of it, and the image level does not count how unsure they are. The defaults are what held on real drawings (docs/experiments.md):
+the image level alone, without pseudo labels.
 """
 
 import math
@@ -23,11 +27,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rayters.methods.co_teaching import PeersNet
+from rayters.gaze.gaze import beside
 from rayters.methods.method import Eye, Loss, Outputs, Prediction, choice, tunable
 from rayters.methods.robust_losses import ce, per_patch, soft_dice
 from rayters.methods.targets import fused_target, one_hot_top
 from rayters.networks.task import Task
+
+ENOUGH = 4  # patches of a batch, from which on a share of them is a number
+RECENT = 32  # scores that a net remembers of each eye, for batches of fewer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,10 +48,15 @@ class EffectiveSupervision:
                 everywhere then teaches itself. "none" believes labels.
     image_rule: how patches are ranked: "loss" of the peer against the labels, a mean over all pixels, as what a wrong picture spoils
                 is so many pixels; "band", the same over the labelled or predicted foreground, which finds small wrong pictures too;
-                "uncertainty" mean u of the same band; "none".
-    noisy_share: of patches, estimated; of the patches that a worker sees in one step, rounded.
-    reuse: what a suspect patch still teaches: "agreement", where label and peer are of one mind; "pseudo", what the peer believes,
-           which confirms its errors too; "none".
+                "uncertainty" mean u of the same band without the boundaries; "none".
+    noisy_share: of patches, estimated; of the patches that a worker sees at once, rounded, or of the last ones where those are few.
+    reuse: what a suspect patch still teaches: "agreement", where label and peer are of one mind; "pseudo", what the peer believes
+           where anybody looked, which confirms its errors too; "none".
+    reuse_ramp: "late" multiplies ``reuse_weight`` by exp(-5 (1 - progress)^2), as little is credible early on.
+    pseudo_temperature: pseudo labels are the peer's posterior to the power of 1 / temperature, normalised; 0: its most probable class.
+
+    Raises:
+        ValueError: for a negative temperature.
     """
 
     fusion: Literal["vote", "mean"] = choice("vote", "vote", "mean")
@@ -57,7 +69,13 @@ class EffectiveSupervision:
     noisy_share: float = tunable(0.3, low=0.0, high=0.8)
     reuse: Literal["agreement", "pseudo", "none"] = choice("agreement", "agreement", "pseudo", "none")
     reuse_weight: float = tunable(1.0, low=0.1, high=2.0)
+    reuse_ramp: Literal["none", "late"] = "none"
+    pseudo_temperature: float = 0.0
     dice: float = tunable(0.0, low=0.0, high=1.0)  # weight of a soft Dice loss beside the cross-entropy
+
+    def __post_init__(self) -> None:
+        if self.pseudo_temperature < 0:
+            raise ValueError(f"pseudo_temperature={self.pseudo_temperature} must not be negative: 0 is the top class")
 
     @property
     def needs_identity(self) -> bool:
@@ -65,16 +83,20 @@ class EffectiveSupervision:
         return False
 
     def build(self, task: Task, eye: Eye) -> nn.Module:
-        """Two eyes, initialised differently."""
+        """Two eyes, initialised differently, and their memory."""
         del task
-        return PeersNet(eye)
+        return DoubtingNet(self, eye)
 
     def loss(self, outputs: Outputs, labels: Tensor, progress: float) -> Loss:
         """The mean of the two networks' losses: cross-entropy in nats plus ``dice`` times soft Dice."""
         both = outputs["logits"], outputs["peer_logits"]
         target = fused_target(labels, both[0].shape[1], self.fusion)
         beliefs = [logits.detach().softmax(1) for logits in both]
-        suspects = [self._suspects(target, peer, progress) for peer in reversed(beliefs)]
+        recent = [outputs.get(name) for name in ("recent_scores", "peer_recent_scores")]
+        suspects = [
+            self._suspects(target, peer, progress, scores)
+            for peer, scores in zip(reversed(beliefs), reversed(recent), strict=True)
+        ]
         losses = [
             self._taught(logits.log_softmax(1), target, peer, noisy, progress)
             for logits, peer, noisy in zip(both, reversed(beliefs), suspects, strict=True)
@@ -87,15 +109,19 @@ class EffectiveSupervision:
         """The loss of one network, whose peer doubts labels for it: (B,)."""
         if progress < self.warm_up:
             return self._supervised(log_p, target)
+        pseudo = sharpened(peer, self.pseudo_temperature)
         if self.pixel_rule == "none":
             loss = self._supervised(log_p, target)
         else:
-            loss = self._pixelwise(log_p, target, one_hot_top(peer), uncertainty(peer))
+            loss = self._pixelwise(log_p, target, pseudo, uncertainty(peer))
         if self.reuse == "none":
             return loss * ~noisy
         agreed = (target.argmax(1) == peer.argmax(1)).unsqueeze(1)
-        kept = target * agreed if self.reuse == "agreement" else one_hot_top(peer)
-        return loss.where(~noisy, self.reuse_weight * self._supervised(log_p, kept))
+        kept = target * agreed if self.reuse == "agreement" else pseudo * (target.sum(1, keepdim=True) > 0)
+        return loss.where(~noisy, self._reuse_at(progress) * self._supervised(log_p, kept))
+
+    def _reuse_at(self, progress: float) -> float:
+        return self.reuse_weight * (math.exp(-5 * (1 - progress) ** 2) if self.reuse_ramp == "late" else 1.0)
 
     def _supervised(self, log_p: Tensor, target: Tensor) -> Tensor:
         loss = per_patch(ce(log_p, target), target)
@@ -112,27 +138,76 @@ class EffectiveSupervision:
         believed = target.lerp(pseudo, (own / (label + own).clamp_min(1e-6)).unsqueeze(1))
         return cost + self.dice * soft_dice(log_p, believed) if self.dice else cost
 
-    def _suspects(self, target: Tensor, peer: Tensor, progress: float) -> Tensor:
-        """Which patches of the batch the peer finds the most suspect: (B,) bool."""
+    def _suspects(self, target: Tensor, peer: Tensor, progress: float, recent: Tensor | None = None) -> Tensor:
+        """Which patches of the batch the peer finds the most suspect: (B,) bool.
+
+        recent: (RECENT,) the peer's scores of the last patches, those below 0 not yet there; None where nothing is remembered.
+        """
         ramp = min(1.0, max(progress - self.warm_up, 0.0) / max(self.full - self.warm_up, 1e-6))
+        share = self.noisy_share * ramp if self.image_rule != "none" else 0.0
+        if recent is not None and len(target) < ENOUGH:
+            limit = recent.quantile(1 - share)
+            return (self.score(target, peer) > limit) & (recent.min() >= 0) & (share > 0)
         suspect = torch.zeros(len(target), dtype=torch.bool, device=target.device)
-        count = round(self.noisy_share * ramp * len(target)) if self.image_rule != "none" else 0
-        if count == 0:
-            return suspect
+        if count := round(share * len(target)):
+            suspect[self.score(target, peer).topk(count).indices] = True
+        return suspect
+
+    def score(self, target: Tensor, peer: Tensor) -> Tensor:
+        """How suspect each patch is by what the peer believes: (B,), not negative."""
         disagreement = ce(peer.clamp_min(1e-6).log(), target)
         if self.image_rule == "loss":
-            score = per_patch(disagreement, target)
-        else:
-            score = band_mean(disagreement if self.image_rule == "band" else uncertainty(peer), target, peer)
-        suspect[score.topk(count).indices] = True
-        return suspect
+            return per_patch(disagreement, target)
+        if self.image_rule == "band":
+            return band_mean(disagreement, target, peer)
+        return band_mean(uncertainty(peer), target, peer, without=near_boundary(target, self.boundary_px))
 
     def predict(self, outputs: Outputs) -> Prediction:
         """The mean of the two posteriors."""
         return Prediction(posterior=(outputs["logits"].softmax(1) + outputs["peer_logits"].softmax(1)) / 2)
 
     def after_step(self, net: nn.Module, progress: float) -> None:
-        """Nothing to do."""
+        """Nothing to do: the net keeps its own memory."""
+
+
+class DoubtingNet(nn.Module):
+    """Two eyes: the first one's outputs and, after "peer_", the second's.
+
+    In a training on batches of fewer than ``ENOUGH`` patches it remembers what score each eye gave the last patches: "recent_scores",
+    "peer_recent_scores" (RECENT,), as they were before this batch.
+    """
+
+    recent: Tensor
+
+    def __init__(self, method: EffectiveSupervision, eye: Eye) -> None:
+        super().__init__()
+        self.method = method
+        self.eye, self.peer = eye(), eye()
+        self.register_buffer("recent", torch.full((2, RECENT), -1.0))
+
+    def forward(self, views: Tensor, labels: Tensor | None = None) -> Outputs:
+        """views: (B, V, C, *S) floats; labels: (B, A, *S) or None."""
+        eyes: list[Outputs] = [self.eye(views), self.peer(views)]
+        ranked = self.training and self.method.image_rule != "none"
+        if labels is not None and ranked and len(labels) < ENOUGH:
+            before = self.recent.clone()
+            eyes = [each | {"recent_scores": scores} for each, scores in zip(eyes, before, strict=True)]
+            self._remember(eyes, labels)
+        return beside(*eyes)
+
+    @torch.no_grad()
+    def _remember(self, eyes: list[Outputs], labels: Tensor) -> None:
+        target = fused_target(labels, eyes[0]["logits"].shape[1], self.method.fusion)
+        scores = torch.stack([self.method.score(target, each["logits"].float().softmax(1)) for each in eyes])
+        scores = scores[:, target.flatten(1).any(1)]  # what nobody looked at has a score of 0, which is no measure
+        self.recent.copy_(torch.cat([self.recent, scores], dim=1)[:, -RECENT:])
+
+
+def sharpened(posterior: Tensor, temperature: float) -> Tensor:
+    """p^(1 / temperature), normalised: (B, K, *S) -> (B, K, *S); the most probable class at 0, p itself at 1."""
+    if temperature == 0:
+        return one_hot_top(posterior)
+    return (posterior.clamp_min(1e-12).log() / temperature).softmax(1)
 
 
 def uncertainty(posterior: Tensor) -> Tensor:
@@ -162,12 +237,13 @@ def near_boundary(target: Tensor, width_px: int) -> Tensor:
     return _widen(near, width_px - 1)
 
 
-def band_mean(values: Tensor, target: Tensor, teacher: Tensor) -> Tensor:
+def band_mean(values: Tensor, target: Tensor, teacher: Tensor, *, without: Tensor | None = None) -> Tensor:
     """Mean over the labelled or predicted foreground of a patch, (B, *S) -> (B,): over all pixels those of a small one would vanish.
 
-    Over everything that has a target where there is no foreground; 0 where there is no target.
+    Over everything that has a target where there is no foreground; 0 where there is no target. without: (B, *S) bool, left out.
     """
     looked = target.sum(1) > 0
+    looked = looked if without is None else looked & ~without
     band = looked & ((target.argmax(1) > 0) | (teacher.argmax(1) > 0))
     band = band.where(band.flatten(1).any(1).view(-1, *(1,) * (band.ndim - 1)), looked)
     return (values * band).flatten(1).sum(1) / band.flatten(1).sum(1).clamp(min=1)

@@ -25,19 +25,18 @@ class KnownConfusion:
     smoothing:  share of a uniform confusion mixed in, so that nothing is impossible.
 
     Raises:
-        ValueError: when a column does not sum to one.
+        ValueError: when a matrix is not square, has another K than the first, has an entry below 0 or a column that does not sum to one,
+            or when smoothing is no share.
     """
 
     confusions: tuple[Matrix, ...] = ()
     smoothing: float = 0.01
 
     def __post_init__(self) -> None:
+        if not 0 <= self.smoothing <= 1:
+            raise ValueError(f"smoothing={self.smoothing} is a share: give 0 to 1")
         for a, matrix in enumerate(self.confusions):
-            sums = torch.tensor(matrix).sum(0)
-            if not torch.allclose(sums, torch.ones(()), atol=1e-3):
-                raise ValueError(
-                    f"columns of annotator {a}'s confusion sum to {sums.tolist()}, not to one: [i][j] is P(i | truth j)"
-                )
+            _check(matrix, classes=len(self.confusions[0]), whose=f"annotator {a}'s confusion")
 
     @property
     def needs_identity(self) -> bool:
@@ -45,9 +44,15 @@ class KnownConfusion:
         return True
 
     def build(self, task: Task, eye: Eye) -> nn.Module:
-        """Just the eye."""
+        """Just the eye.
+
+        Raises:
+            ValueError: when there is not one confusion per annotator, or they are of another number of classes than the cohort has.
+        """
         if self.confusions and len(self.confusions) != task.annotators:
             raise ValueError(f"{len(self.confusions)} confusions for {task.annotators} annotators: give one each")
+        if self.confusions and len(self.confusions[0]) != task.classes:
+            raise ValueError(f"confusions of {len(self.confusions[0])} classes for a cohort of {task.classes}")
         return PlainNet(eye)
 
     def loss(self, outputs: Outputs, labels: Tensor, progress: float) -> Loss:
@@ -72,3 +77,15 @@ class KnownConfusion:
         perfect = torch.eye(classes).expand(annotators, -1, -1)
         known = (torch.tensor(self.confusions) if self.confusions else perfect).to(like)
         return (1 - self.smoothing) * known + self.smoothing / classes
+
+
+def _check(matrix: Matrix, *, classes: int, whose: str) -> None:
+    """ValueError unless the matrix is (classes, classes), not negative, and its columns sum to one."""
+    rows = [len(row) for row in matrix]
+    if not classes or rows != [classes] * classes:
+        raise ValueError(f"{whose} has rows of {rows} entries: wanted {classes} x {classes}, as the first annotator's")
+    known = torch.tensor(matrix)
+    if not (known >= 0).all():
+        raise ValueError(f"{whose} has an entry that is no probability: {matrix}")
+    if not torch.allclose(known.sum(0), torch.ones(()), atol=1e-3):
+        raise ValueError(f"columns of {whose} sum to {known.sum(0).tolist()}, not to one: [i][j] is P(i | truth j)")

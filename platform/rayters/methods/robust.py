@@ -28,8 +28,10 @@ class RobustLoss:
     variant: losses.Variant = choice(
         "confidence_weighted", "confidence_weighted", "proper"
     )  # matters for fusion="mean" only
-    active: float = tunable(1.0, low=0.1, high=10.0, log=True)  # weight of NCE or NFL; of CE in SCE and dice+ce
+    active: float = tunable(1.0, low=0.1, high=10.0, log=True)  # weight of NCE or NFL; of CE in dice+ce
     passive: float = tunable(1.0, low=0.1, high=10.0, log=True)  # weight of MAE or RCE; of Dice in dice+ce
+    alpha: float = tunable(0.1, low=0.01, high=10.0, log=True)  # weight of CE in SCE, as published
+    beta: float = tunable(1.0, low=0.1, high=10.0, log=True)  # weight of RCE in SCE, as published
     power: float = tunable(0.7, low=0.1, high=1.0)  # of GCE
     gamma: float = tunable(0.5, low=0.0, high=2.0)  # of NFL
 
@@ -67,7 +69,7 @@ class RobustLoss:
             case "gce":
                 return losses.gce(log_p, target, power=self.power)
             case "sce":
-                return losses.sce(log_p, target, alpha=self.active, beta=self.passive, variant=self.variant)
+                return losses.sce(log_p, target, alpha=self.alpha, beta=self.beta, variant=self.variant)
             case "mae":
                 return losses.mae(log_p, target, variant=self.variant)
         return active_passive(

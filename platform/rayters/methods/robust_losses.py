@@ -11,8 +11,9 @@ tolerant and still fits. Soft targets come in two variants, equal on one-hot tar
   "proper"               minimal exactly at p = q: the entropy of the target is taken off the numerator of NCE and NFL, and MAE and
                          RCE become the true distance |p - q|. For calibrated probabilities.
 
-Sources: GCE Zhang and Sabuncu, NeurIPS 2018; SCE Wang et al., ICCV 2019; NCE, NFL, NMAE and active-passive sums Ma et al., ICML 2020;
-NR-Dice Wang et al., IEEE TMI 39(8), 2020; T-Loss Gonzalez-Jimenez et al., MICCAI 2023.
+Sources: GCE Zhang and Sabuncu, NeurIPS 2018; SCE Wang et al., ICCV 2019; NCE, NFL and active-passive sums Ma et al., ICML 2020; NR-Dice
+Wang et al., IEEE TMI 39(8), 2020; T-Loss Gonzalez-Jimenez et al., MICCAI 2023. Ma et al.'s NMAE and NRCE are not here: over all labels
+MAE sums to K - 1 and RCE to -LOG_ZERO (K - 1), whatever p is, so they are MAE and RCE under another weight.
 """
 
 import math

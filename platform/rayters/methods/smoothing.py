@@ -11,7 +11,10 @@ from torch.nn import functional
 
 
 def blur(target: Tensor, sigma_px: float) -> Tensor:
-    """The target blurred along all spatial axes, renormalised; where nobody looked stays zero and lends nothing to its neighbours."""
+    """The target blurred along all spatial axes, renormalised; where nobody looked stays zero and lends nothing to its neighbours.
+
+    sigma_px: standard deviation, in pixels of the target; 0 leaves it sharp.
+    """
     if sigma_px == 0:
         return target
     looked = (target.sum(1, keepdim=True) > 0).to(target.dtype)
@@ -40,10 +43,14 @@ def intensity_prior(image: Tensor, target: Tensor) -> Tensor:
 
 
 def geometric_mix(target: Tensor, prior: Tensor, trust: float) -> Tensor:
-    """target^trust x prior^(1 - trust), renormalised: (B, K, *S); 1 believes the annotators alone. Zero where nobody looked."""
-    looked = target.sum(1, keepdim=True) > 0
+    """target^trust x prior^(1 - trust), renormalised: (B, K, *S); 1 believes the annotators alone. Zero where nobody looked.
+
+    Where the prior is all zero there is none, and the target stays as it was. Probabilities below 1e-4 count as 1e-4, so that neither
+    side can forbid what the other is sure of.
+    """
+    both = (target.sum(1, keepdim=True) > 0) & (prior.sum(1, keepdim=True) > 0)
     log_mix = trust * target.clamp_min(1e-4).log() + (1 - trust) * prior.clamp_min(1e-4).log()
-    return log_mix.softmax(1) * looked
+    return log_mix.softmax(1).where(both, target)
 
 
 def _gaussian(maps: Tensor, sigma_px: float) -> Tensor:
@@ -52,7 +59,7 @@ def _gaussian(maps: Tensor, sigma_px: float) -> Tensor:
     taps = torch.arange(-radius, radius + 1, device=maps.device, dtype=maps.dtype)
     kernel = (-0.5 * (taps / sigma_px).square()).exp()
     kernel = kernel / kernel.sum()
-    for axis in range(2, maps.ndim):
+    for axis in (axis for axis in range(2, maps.ndim) if maps.shape[axis] > 1):  # one pixel has no neighbours
         rows = maps.movedim(axis, -1)
         flat = functional.conv1d(rows.reshape(-1, 1, rows.shape[-1]), kernel.view(1, 1, -1), padding=radius)
         maps = flat.reshape(rows.shape).movedim(-1, axis)

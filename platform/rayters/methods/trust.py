@@ -5,10 +5,13 @@ Shapes: A annotators, K classes, B batch, N pixels.
 A plain vote counts the blank annotator, who agrees with everybody about background, as much as the careful one. Cohen's kappa takes
 away what two annotators would agree on by chance: the blank one's is zero. An annotator's *centrality* is the mean kappa with the
 others; the weighted vote gives each annotator centrality ** sharpness, so that it leans to the most central one without ignoring
-the rest. The statistic is a table of pairs, additive over pixels, so it comes out of the stream.
+the rest. The statistics are tables of pairs, additive over pixels, so they come out of the stream.
 
-Where an annotator did not look, P(writes) of the network stands in (``complete``): pairs are then counted although no two annotators
-drew on the same image, which is how one label per image is served.
+Two annotators who never looked at the same pixel, as with one label per image, are compared through *voices*, what the network would
+write for them: what a wrote with what the voice of b says there. A network predicts one annotator better than another, a smooth style
+better than a ragged one, and a poor voice makes agreement look poor; so the kappa is divided by that of the voice with b itself, which
+is Spearman's correction for attenuation (The proof and measurement of association, 1904). Of a it takes what was written, carelessness
+and all: the voice of a, which knows nothing of it, has no part in how central a is.
 """
 
 import torch
@@ -17,47 +20,63 @@ from torch.nn import functional
 
 from casebook.labels import IGNORE
 
+TIE = 1e-3  # of the weight behind the winner: trust is an estimate, and equal annotators differ by rounding
+FAINT = 0.1  # kappa of a voice with its own annotator, below which nothing is made of it
 
-def complete(labels: Tensor, written: Tensor) -> Tensor:
+
+def one_hots(labels: Tensor, classes: int) -> Tensor:
+    """What was written: (B, A, K, N) floats, all zero where an annotator did not look. labels: (B, A, N) int64."""
+    seen = labels != IGNORE
+    rows = functional.one_hot(labels.where(seen, torch.zeros_like(labels)), classes).movedim(-1, 2)
+    return (rows * seen.unsqueeze(2)).float()
+
+
+def complete(labels: Tensor, voices: Tensor) -> Tensor:
     """What was written, or would have been: (B, A, K, N), one-hot where somebody looked.
 
-    labels: (B, A, N) int64; written: (B, A, K, N) probabilities.
+    labels: (B, A, N) int64; voices: (B, A, K, N) probabilities.
     """
-    seen = labels != IGNORE
-    one_hot = functional.one_hot(labels.where(seen, torch.zeros_like(labels)), written.shape[2]).movedim(-1, 2)
-    return torch.where(seen.unsqueeze(2), one_hot.to(written.dtype), written)
+    written = one_hots(labels, voices.shape[2]).to(voices.dtype)
+    return torch.where((labels != IGNORE).unsqueeze(2), written, voices)
 
 
-def count_pairs(completed: Tensor) -> Tensor:
-    """How often a writes i while b writes k: (A, K, A, K) from (B, A, K, N); given the image the two are independent."""
-    annotators, classes = completed.shape[1:3]
-    rows = completed.movedim(0, 2).reshape(annotators * classes, -1)
-    return (rows @ rows.T).reshape(annotators, classes, annotators, classes)
+def count_pairs(written: Tensor, others: Tensor) -> Tensor:
+    """How often a writes i in the one while b writes k in the other: (A, K, A, K) from two (B, A, K, N)."""
+    annotators, classes = written.shape[1:3]
+    rows, columns = (each.movedim(0, 2).reshape(annotators * classes, -1) for each in (written, others))
+    return (rows @ columns.T).reshape(annotators, classes, annotators, classes)
 
 
 def kappa(pairs: Tensor) -> Tensor:
-    """Cohen's kappa of every two annotators, (A, A), from (A, K, A, K) counts; 0 on the diagonal and where chance explains all."""
+    """Cohen's kappa of each a with each b, (A, A), from (A, K, A, K) counts; 0 where chance explains all, or nothing was counted."""
     table = pairs / pairs.sum((1, 3), keepdim=True).clamp_min(1e-12)
     observed = table.diagonal(dim1=1, dim2=3).sum(-1)
-    margin = table.sum(3)  # (A, K, A): a's own distribution, once for each b
-    chance = torch.einsum("aib,bia->ab", margin, margin)
-    agreement = torch.where(
-        chance < 1 - 1e-6, (observed - chance) / (1 - chance).clamp_min(1e-6), torch.zeros_like(chance)
-    )
-    return agreement.masked_fill(torch.eye(len(agreement), dtype=torch.bool, device=pairs.device), 0.0)
+    chance = torch.einsum("aib,abi->ab", table.sum(3), table.sum(1))
+    counted = (pairs.sum((1, 3)) > 0) & (chance < 1 - 1e-6)
+    return torch.where(counted, (observed - chance) / (1 - chance).clamp_min(1e-6), torch.zeros_like(chance))
 
 
-def centrality(pairs: Tensor) -> Tensor:
-    """The mean kappa of each annotator with the others, (A,), negative ones counted as 0."""
-    return kappa(pairs).clamp_min(0).sum(1) / max(len(pairs) - 1, 1)
+def agreement(pairs: Tensor, heard: Tensor) -> Tensor:
+    """Kappa of each a with each b, (A, A), 0 on the diagonal: of what both wrote where both looked, else of a with the voice of b.
+
+    pairs: (A, K, A, K) how often a and b wrote i and k. heard: (A, K, A, K) how often a wrote i where the voice of b says k.
+    """
+    voiced = kappa(heard)
+    voiced = (voiced / voiced.diagonal().clamp_min(FAINT)).clamp(max=1)
+    return torch.where(pairs.sum((1, 3)) > 0, kappa(pairs), voiced).fill_diagonal_(0)
 
 
-def trust(pairs: Tensor, looked: Tensor, sharpness: float) -> Tensor:
+def centrality(agreements: Tensor) -> Tensor:
+    """The mean agreement of each annotator with the others, (A,), negative ones counted as 0. agreements: (A, A)."""
+    return agreements.clamp_min(0).sum(1) / max(len(agreements) - 1, 1)
+
+
+def trust(agreements: Tensor, looked: Tensor, sharpness: float) -> Tensor:
     """The weight of each annotator in the vote, (A,), sums to 1; all alike where nobody agrees with anybody.
 
     looked: (A,) bool, who has written anything yet; who has not gets 0, since only the network speaks for them.
     """
-    weight = centrality(pairs) ** sharpness * looked
+    weight = centrality(agreements) ** sharpness * looked
     alike = torch.where(looked.any(), looked, torch.ones_like(looked)).to(weight.dtype)
     weight = torch.where(weight.sum() > 0, weight, alike)
     return weight / weight.sum()
@@ -82,6 +101,11 @@ def winner(votes: Tensor) -> Tensor:
     return who
 
 
-def settled(votes: Tensor) -> Tensor:
-    """The winner where those who looked hold more than half of all trust, else IGNORE: (B, N) int64."""
-    return torch.where(votes.sum(1) > 0.5, winner(votes), IGNORE)
+def settled(votes: Tensor, *, quorum: float = 0.5) -> Tensor:
+    """The winner where those who looked hold more than ``quorum`` of all trust and it is not a tie, else IGNORE: (B, N) int64.
+
+    Of two annotators who trust each other alike, a tie that went to the lowest class would make the intersection of both the truth.
+    """
+    first, second = votes.topk(2, dim=1).values.unbind(1)
+    decided = (votes.sum(1) > quorum) & (first - second > TIE * first)
+    return torch.where(decided, winner(votes), IGNORE)

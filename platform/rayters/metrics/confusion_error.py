@@ -105,9 +105,13 @@ def reliability_rank_correlation(estimated: Floats, true: Floats) -> float:
 
     NaN with fewer than two known annotators, or when one side ranks all alike.
     """
-    e, t = reliability(estimated), reliability(true)
-    known = ~np.isnan(e) & ~np.isnan(t)
-    ranks = rankdata(e[known].round(6)), rankdata(t[known].round(6))
+    return rank_correlation(reliability(estimated), reliability(true))
+
+
+def rank_correlation(estimated: Floats, true: Floats) -> float:
+    """The same of reliabilities, both (A,); NaN is an annotator of whom nothing is known."""
+    known = ~np.isnan(estimated) & ~np.isnan(true)
+    ranks = rankdata(estimated[known].round(6)), rankdata(true[known].round(6))
     if known.sum() < 2 or any(np.ptp(r) == 0 for r in ranks):
         return float("nan")
     return float(np.corrcoef(*ranks)[0, 1])

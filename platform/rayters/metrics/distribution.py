@@ -42,9 +42,10 @@ def pairwise_overlap(a: Labels, b: Labels, *, classes: int) -> tuple[Floats, Flo
 def ged_squared(samples: Labels, annotators: Labels, *, classes: int, statistic: Literal["V", "U"] = "V") -> float:
     """Squared generalised energy distance, 2 E d(S, Y) - E d(S, S') - E d(Y, Y').
 
-    "V" takes the expectations over all pairs, a map with itself included, as the literature does: never negative,
-    biased upwards with few samples, 0 for identical sets. "U" leaves those pairs out: unbiased, may be negative;
-    needs two maps on either side.
+    "V" takes the expectations over all pairs, a map with itself included, as the literature does: biased upwards with
+    few samples, 0 for identical sets, and never negative where all maps look at the same pixels; with IGNORE every pair
+    is compared on pixels of its own, d is then no metric, and the result may fall below 0. "U" leaves the pairs of a
+    map with itself out: unbiased, may be negative; needs two maps on either side.
     """
     between = 1 - pairwise_overlap(samples, annotators, classes=classes)[0]
     return float(2 * between.mean() - _spread(samples, classes, statistic) - _spread(annotators, classes, statistic))

@@ -1,6 +1,6 @@
 """Dice and IoU of the foreground, per class.
 
-Shapes: (*S) integer label maps, K classes with 0 the background, S any number of axes.
+Shapes: (*S) integer label maps, A annotators, K classes with 0 the background, S any number of axes.
 
 Background has no part in the result: with it, an empty prediction on a small blob would score about .5. A class that is
 absent from both maps scores 1: nothing was there, nothing was found. Pixels where either map is IGNORE do not count.
@@ -62,6 +62,19 @@ def dice_per_image(pairs: Iterable[tuple[Labels, Labels]], *, classes: int) -> F
     foreground.
     """
     return np.stack([dice(prediction, reference, classes=classes) for prediction, reference in pairs])
+
+
+def dice_per_annotator(prediction: Labels, labels: Labels, *, classes: int) -> Floats:
+    """Dice of one prediction (*S) against the layer of each annotator, labels (A, *S): (A, K-1), in [0, 1].
+
+    A class that neither drew scores 1; who looked nowhere, whose layer is all IGNORE, has NaN.
+
+    Raises:
+        ValueError: when prediction and layers differ in shape.
+    """
+    found = np.stack([dice(prediction, layer, classes=classes) for layer in labels])
+    looked = (labels != IGNORE).reshape(len(labels), -1).any(axis=1)
+    return np.where(looked[:, None], found, np.nan)
 
 
 def dice_pooled(pairs: Iterable[tuple[Labels, Labels]], *, classes: int) -> Floats:

@@ -3,6 +3,7 @@
 Shapes: B batch, C channels, F features, S the spatial axes (two or three trailing dimensions).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,7 +36,7 @@ class UNet:
             spatial_dims=len(patch_px),
             in_channels=channels,
             out_channels=self.width,
-            kernel_size=[3] * self.levels,
+            kernel_size=kernel_sizes(patch_px, strides),
             strides=strides,
             upsample_kernel_size=strides[1:],
             filters=[self.width * 2**level for level in range(self.levels)],
@@ -57,6 +58,19 @@ class Features(nn.Module):
         """image: (B, C, *S) floats -> (B, F, *S)."""
         features: Tensor = self.activation(self.net(image))
         return features
+
+
+def kernel_sizes(patch_px: tuple[int, ...], strides: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
+    """The kernel of each level per axis: 3, and 1 along an axis of one pixel, where the other taps would only ever meet padding.
+
+    >>> kernel_sizes((1, 64, 64), [(1, 1, 1), (1, 2, 2), (1, 2, 2)])
+    [(1, 3, 3), (1, 3, 3), (1, 3, 3)]
+    """
+    sizes, size = [], patch_px
+    for stride in strides:
+        size = tuple(side // step for side, step in zip(size, stride, strict=True))
+        sizes.append(tuple(3 if side > 1 else 1 for side in size))
+    return sizes
 
 
 def pooling_strides(patch_px: tuple[int, ...], levels: int) -> list[tuple[int, ...]]:

@@ -12,8 +12,9 @@ from scipy.ndimage import distance_transform_edt
 
 from casebook import IGNORE
 from rayters.annotators.agreement import pair_counts, pairwise_dice
-from rayters.metrics.confusion_error import ConfusionCounts, count_confusion, reliability
+from rayters.metrics.confusion_error import ConfusionCounts, count_confusion, rank_correlation, reliability
 from rayters.metrics.overlap import dice_of, overlap_counts
+from rayters.reports.assessment import LEAST_RANKED
 from rayters.reports.scores import Compared
 
 NEAR_PX = 3.0  # an outline's neighbourhood
@@ -118,6 +119,17 @@ class AnnotatorReport:
                 )
             )
         return sorted(found, key=lambda portrait: -np.nan_to_num(portrait.reliability))
+
+
+def ranking(portraits: Sequence[Portrait]) -> float:
+    """Spearman's correlation of the reliability that a model sees with that against the reference, in [-1, 1]; NaN without a reference
+    or with fewer than three annotators.
+    """
+    known = [p for p in portraits if p.true_reliability is not None]
+    if len(known) < LEAST_RANKED:
+        return float("nan")
+    estimated = np.array([p.reliability for p in known])
+    return rank_correlation(estimated, np.array([p.true_reliability for p in known], dtype=np.float64))
 
 
 def _places(consensus: Labels) -> NDArray[np.int64]:

@@ -9,13 +9,18 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from casebook import IGNORE
 from rayters.inference.maps import most_probable
 from rayters.inference.whole import SeenCase
-from rayters.metrics.confusion_error import confusion_rmse, count_confusion, reliability
-from rayters.metrics.overlap import dice
+from rayters.metrics.confusion_error import (
+    confusion_rmse,
+    count_confusion,
+    rank_correlation,
+    reliability,
+)
+from rayters.metrics.overlap import dice, dice_per_annotator
 from rayters.training.model import Model
 
+LEAST_RANKED = 3  # annotators; the ranking of two is a coin
 Floats = NDArray[np.float64]
 
 
@@ -25,21 +30,26 @@ class Assessment:
 
     dice: (N,) per case, mean over the foreground classes, against the reference; None without one.
     annotator_dice: (N, A) the same against each annotator, NaN where one drew nothing.
-    estimated: (A, K, K) confusions as the model sees them; true: the same against the reference, or None.
-    learnt: whether ``estimated`` is the model's own, or counted between the labels and its prediction.
+    estimated: (A, K, K) confusions as the model sees them, column j where it believes j: what there is without a reference.
+    conditional: (A, K, K) its confusions again, column j over the pixels whose reference is j; None without a reference.
+    true: (A, K, K) counted between the labels and the reference, or None.
+    learnt: whether the confusions are the model's own, or counted between the labels and its prediction.
     """
 
     method: str
     dice: Floats | None
     annotator_dice: Floats
     estimated: Floats
+    conditional: Floats | None
     true: Floats | None
     learnt: bool
 
     @property
     def confusion_error(self) -> float | None:
-        """RMSE of the confusions, averaged over annotators; None without a reference."""
-        return None if self.true is None else confusion_rmse(self.estimated, self.true)
+        """RMSE of the confusions on the pixels of each true class, averaged over annotators; None without a reference."""
+        if self.true is None or self.conditional is None:
+            return None
+        return confusion_rmse(self.conditional, self.true)
 
     @property
     def estimated_reliability(self) -> Floats:
@@ -51,35 +61,44 @@ class Assessment:
         """(A,) the same against the reference."""
         return None if self.true is None else reliability(self.true)
 
+    @property
+    def ranking(self) -> float | None:
+        """Spearman's correlation of the two reliabilities; None without a reference, with fewer than three annotators or where one
+        side ranks them all alike."""
+        true = self.true_reliability
+        if true is None or len(true) < LEAST_RANKED:
+            return None
+        found = rank_correlation(self.estimated_reliability, true)
+        return None if np.isnan(found) else found
+
 
 def assess(model: Model, cases: Iterable[SeenCase]) -> Assessment:
     """Measures a model on cases that it has seen whole; maps are dropped as they come."""
     classes = len(model.classes)
-    overlap, by_annotator, learnt, true = [], [], [], []
+    overlap, by_annotator, told, written, estimates, true = [], [], [], [], [], []
     for seen in cases:
         predicted = most_probable(seen.posterior)
-        by_annotator.append([_dice_if_drawn(predicted, layer, classes) for layer in seen.labels])
-        estimate = (
-            count_confusion(seen.labels[None], predicted[None], classes=classes).counts
-            if seen.written is None
-            else seen.written
-        )
-        learnt.append(estimate.astype(np.float64))
+        by_annotator.append(dice_per_annotator(predicted, seen.labels, classes=classes).mean(axis=1))
+        counted = count_confusion(seen.labels[None], predicted[None], classes=classes).counts
+        told.append(seen.written is not None)
+        written.append(counted.astype(np.float64) if seen.written is None else seen.written)
+        if seen.estimate is not None:
+            estimates.append(seen.estimate)
         if seen.reference is not None:
             overlap.append(dice(predicted, seen.reference, classes=classes).mean())
             true.append(count_confusion(seen.labels[None], seen.reference[None], classes=classes))
+    estimated = _columns(sum(written[1:], written[0]))
+    # a counted confusion is one matrix for all pixels: over the pixels of a true class it is the same
+    own = sum(estimates[1:], estimates[0]).confusion if estimates else estimated
     return Assessment(
         method=type(model.run.method).__name__,
         dice=np.array(overlap) if overlap else None,
         annotator_dice=np.array(by_annotator),
-        estimated=_columns(sum(learnt[1:], learnt[0])),
+        estimated=estimated,
+        conditional=own if true else None,
         true=sum(true[1:], true[0]).confusion if true else None,
-        learnt=model.run.method.needs_identity,
+        learnt=any(told),
     )
-
-
-def _dice_if_drawn(predicted: NDArray[np.uint8], layer: NDArray[np.uint8], classes: int) -> float:
-    return float("nan") if (layer == IGNORE).all() else float(dice(predicted, layer, classes=classes).mean())
 
 
 def _columns(mass: Floats) -> Floats:

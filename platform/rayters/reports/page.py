@@ -6,7 +6,7 @@ from importlib.resources import files
 
 import numpy as np
 
-from rayters.reports.annotators import PLACES, Portrait
+from rayters.reports.annotators import PLACES, Portrait, ranking
 from rayters.reports.scores import SET, Metric
 from rayters.reports.statistics import Comparison
 from rayters.reports.study import Study
@@ -15,10 +15,12 @@ from rayters.reports.thumbnails import person_colour
 MOST_DOUBTED = 10  # label maps in the list; labels.csv has all
 MEANING = {
     "Dice": "How much two outlines overlap: 1 is the same area, 0 none of it. IoU says the same on a stricter scale.",
-    "HD95, ASSD": "How far apart two outlines are, in micrometres: the 95th percentile, and the mean. Infinite where one drew nothing.",
+    "HD95, ASSD": "How far apart two outlines are, in micrometres: the 95th percentile, and the mean. Cases in 'missed' are not in it.",
+    "missed": "The share of cases in which only one of the two drew a class at all: outlines infinitely far apart. 0 is best.",
     "NSD": "The share of the outlines that lies within a tolerance of each other.",
     "ECE, Brier, NLL": "Whether the model's percentages can be taken at their word; 0 is best.",
-    "GED squared": "How well the variety of the annotators is reproduced; 0 is best. Diversity is the model's own variety.",
+    "GED²": "How well the variety of the annotators is reproduced; 0 is best. V counts a map with itself, as the literature does, and is "
+    "too high with few samples; U does not, and may fall below 0. Diversity is the model's own variety.",
     "Reliability": "How often an annotator writes what the consensus says, mean over the classes. Guessing gives 1 / classes.",
     "Interval": "In brackets: where the mean lies with 95 % confidence, had other patients been drawn (bootstrap over patients).",
 }
@@ -83,6 +85,12 @@ def annotators_rows(portraits: Sequence[Portrait]) -> tuple[list[str], list[list
     return header, lines
 
 
+def ranking_said(portraits: Sequence[Portrait]) -> str:
+    """Whether the annotators are ranked as the reference ranks them, in a sentence; nothing where that is not known."""
+    found = ranking(portraits)
+    return "" if np.isnan(found) else f"Spearman's correlation with their true ranking: {found:.2f}."
+
+
 def _number(value: float) -> str:
     return "-" if np.isnan(value) else f"{value:.3f}"
 
@@ -100,6 +108,7 @@ def markdown(study: Study) -> str:
         parts += ["## Paired", _md(*tests_rows(study.pairs(dice)))]
         parts += [f"Kendall's tau of the ranking under resampling: {stability.tau:.2f}."]
     parts += [f"## Annotators, as {best} sees them", _md(*annotators_rows(study.portraits[best]))]
+    parts += [said] if (said := ranking_said(study.portraits[best])) else []
     lines = [
         [
             s.case,
@@ -195,7 +204,7 @@ def _annotators(study: Study, best: str) -> str:
         )
     explained = (
         f"As {escape(best)} sees them. An annotator who agrees more with the consensus than with the others was corrected by it. "
-        "The picture is the case in which each differs most."
+        f"The picture is the case in which each differs most. {ranking_said(portraits)}"
     )
     return (
         f"<h2>The annotators</h2><p class=soft>{explained}</p>{_table(*annotators_rows(portraits))}"

@@ -34,7 +34,10 @@ class Interval:
 
 
 def by_group(values: Sequence[float], groups: Sequence[str]) -> dict[str, float]:
-    """The mean of each group over its finite values; groups without one are left out."""
+    """The mean of each group over its finite values; groups without one are left out.
+
+    Whoever takes the mean of distances says beside it how many were infinite, as reports/scores.py does with 'missed'.
+    """
     finite: dict[str, list[float]] = {}
     for value, group in zip(values, groups, strict=True):
         if np.isfinite(value):

@@ -41,6 +41,10 @@ class Contender:
         """RMSE of the confusions per seed; empty without a reference."""
         return [error for each in self.assessed if (error := each.confusion_error) is not None]
 
+    def ranking(self) -> list[float]:
+        """Spearman's correlation of estimated and true reliability of the annotators, per seed that has one."""
+        return [found for each in self.assessed if (found := each.ranking) is not None]
+
     def reliability(self) -> list[list[float]]:
         """(seeds, A) as the method sees it."""
         return [each.estimated_reliability.tolist() for each in self.assessed]
@@ -59,18 +63,20 @@ def spread(values: Sequence[float], digits: int = 3) -> str:
 
 
 def methods_table(contenders: Sequence[Contender]) -> str:
-    """Dice against the reference, error of the confusions, agreement with the annotators."""
+    """Dice against the reference and the annotators, error of the confusions, and whether the annotators are ranked as they should."""
     lines = [
         [
             each.method,
             spread(each.dice()),
             spread([float(np.nanmean(row)) for row in each.annotator_dice()]),
             spread(each.confusion_error()),
+            spread(each.ranking()),
             "learnt" if each.assessed[0].learnt else "counted",
         ]
         for each in contenders
     ]
-    return table(["method", "Dice, reference", "Dice, annotators", "confusion RMSE", "confusions"], lines)
+    header = ["method", "Dice, reference", "Dice, annotators", "confusion RMSE", "rank correlation", "confusions"]
+    return table(header, lines)
 
 
 def annotators_table(cohort: Cohort, contenders: Sequence[Contender]) -> str:
@@ -101,13 +107,14 @@ def contest_rows(contenders: Sequence[Contender]) -> list[Row]:
     pairs: list[tuple[str, list[float], list[float], str]] = [
         ("Dice", last.dice(), first.dice(), "clearly > 1"),
         ("confusion RMSE", last.confusion_error(), first.confusion_error(), "< 1"),
+        ("rank correlation of the annotators", last.ranking(), first.ranking(), "1"),
         ("mean Dice with the annotators", _with_annotators(last), _with_annotators(first), ""),
     ]
     return [
         Row(
             row=f"{names}, {what}",
             value=float(np.mean(ours)),
-            reference=float(np.mean(theirs)) if last is not first else None,
+            reference=float(np.mean(theirs)) if last is not first and theirs else None,
             goal=goal,
         )
         for what, ours, theirs, goal in pairs

@@ -18,7 +18,12 @@ HEAT = (
     "void main() { float v = toNormalized(getDataValue(0)); if (v < 0.004) discard; "
     "emitRGBA(vec4(min(1.0, 2.0 * v), max(0.0, 2.0 * v - 1.0), 0.25 * (1.0 - v), 0.25 + 0.6 * v)); }"
 )
-HEATS = {"disagreement": "disagreement", "uncertainty": "uncertainty", "gaze": "gaze"}
+HEATS = {
+    "disagreement": "disagreement",
+    "uncertainty": "uncertainty",
+    "gaze": "gaze",
+    "gaze_uncertainty": "gaze_uncertainty",
+}
 Panels = Literal["one", "side-by-side"]
 
 
