@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from casebook.labels import IGNORE
-from rayters.annotators.digits import digit_sheets
+from rayters.annotators.digits import digit_sheets, enlarged_digits
 from rayters.annotators.fuse import majority_vote
 from rayters.annotators.simulate import FIVE, draw_all, five, swap_classes
 
@@ -106,3 +106,9 @@ def test_the_vote_on_the_sheets_is_clearly_worse_than_the_truth():
 def test_too_many_sheets_are_refused_with_the_numbers():
     with pytest.raises(ValueError, match="1797"):
         digit_sheets(sheets=29)
+
+
+@pytest.mark.parametrize(("glyph_px", "cell_px"), [(7, 24), (25, 24)])
+def test_a_glyph_that_is_too_small_or_does_not_fit_its_cell_is_refused(glyph_px, cell_px):
+    with pytest.raises(ValueError, match=f"{glyph_px} px in a cell of {cell_px} px"):
+        enlarged_digits(glyph_px=glyph_px, cell_px=cell_px)
