@@ -226,7 +226,11 @@ class ConfusionNet(nn.Module):
         if self.voices is None:
             return {}
         scores: Tensor = self.voices(features)
-        return {"log_written": scores.view(scores.shape[0], self.looked.shape[0], -1, scores.shape[2]).float().log_softmax(2)}
+        return {
+            "log_written": scores.view(scores.shape[0], self.looked.shape[0], -1, scores.shape[2])
+            .float()
+            .log_softmax(2)
+        }
 
     def _draw(self, features: Tensor) -> Tensor | None:
         """Flat indices of the pixels whose confusions enter this step; None takes all."""
