@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from rayters.reports.rows import table
-from rayters.reports.statistics import holm, interval, paired_p
+from rayters.reports.statistics import by_group, holm, interval, paired_p
 
 Measured = tuple[Mapping[str, Any], Mapping[str, Any]]
 
@@ -56,8 +56,7 @@ def _line(pair: Pair, found: Mapping[tuple[str, str, int], Mapping[str, float]])
         return None
     both = [(found[pair.setting, pair.ours, seed], found[pair.setting, pair.peer, seed]) for seed in shared]
     apart = [(name, ours[name] - peer[name]) for ours, peer in both for name in ours if name in peer]
-    groups = {name: [d for each, d in apart if each == name] for name, _ in apart}
-    means = {name: sum(each) / len(each) for name, each in groups.items()}
+    means = by_group([difference for _, difference in apart], [name for name, _ in apart])
     spread = interval(list(means.values()), list(means))
     return {
         "setting": pair.setting,

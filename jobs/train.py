@@ -151,9 +151,7 @@ def _assess(trained: list[Trained], test: Cohort) -> Contender:
 
 def _verdict(model: Model) -> Verdict:
     """What the sentinel says of the validation labels."""
-    stands = Standing(
-        **{name: model.measured[name] for name in ("agreement", "drawn", "expected", "dominance", "ahead")}
-    )
+    stands = Standing(**{field.name: model.measured[field.name] for field in dataclasses.fields(Standing)})
     return judge(stands, explains=isinstance(model.run.method, AnnotatorConfusion))
 
 

@@ -10,13 +10,13 @@ from torch import Tensor
 
 from casebook import IGNORE
 from rayters.methods import sentinel
+from rayters.methods.targets import one_hots
 from rayters.methods.trust import (
     agreement,
     centrality,
     complete,
     count_pairs,
     kappa,
-    one_hots,
     settled,
     trust,
     weighted_votes,

@@ -33,8 +33,8 @@ from rayters.methods.confusion_loss import (
     written_probability,
 )
 from rayters.methods.method import Eye, Loss, Outputs, Prediction, choice, tunable
-from rayters.methods.targets import hard_cross_entropy
-from rayters.methods.trust import agreement, complete, count_pairs, one_hots, settled, trust, weighted_votes, winner
+from rayters.methods.targets import hard_cross_entropy, one_hots
+from rayters.methods.trust import agreement, complete, count_pairs, settled, trust, weighted_votes, winner
 from rayters.networks.confusion import Level, build_head, log_confusion
 from rayters.networks.task import Task
 from rayters.networks.team_sum import team_sum
@@ -184,16 +184,17 @@ class ConfusionNet(nn.Module):
         super().__init__()
         annotators, classes = task.annotators, task.classes
         self.method, self.eye = method, eye()
+        features = _features(self.eye, task)
         self.head = build_head(
             method.level,
-            features=_features(self.eye, task),
+            features=features,
             annotators=annotators,
             classes=classes,
             hidden=method.hidden,
             rank=method.rank,
         )
         # the published form has none
-        self.voices = nn.Conv1d(_features(self.eye, task), annotators * classes, 1) if method.anchor != "none" else None
+        self.voices = nn.Conv1d(features, annotators * classes, 1) if method.anchor != "none" else None
         self.register_buffer("pairs", torch.zeros(annotators, classes, annotators, classes))
         self.register_buffer("heard", torch.zeros(annotators, classes, annotators, classes))
         self.register_buffer("joint", torch.zeros(annotators, classes, classes))
@@ -205,9 +206,11 @@ class ConfusionNet(nn.Module):
         features, sides = outputs["features"].flatten(2), outputs["logits"].shape[2:]
         if self.training and labels is not None:
             chosen = self._draw(features)
-            scores = self.head(features if chosen is None else features[:, :, chosen])
-            outputs["log_confusion"] = log_confusion(scores.float(), dominant=self.method.dominance == "each")
-            outputs |= self._speak(features if chosen is None else features[:, :, chosen])
+            features = features if chosen is None else features[:, :, chosen]
+            outputs["log_confusion"] = log_confusion(
+                self.head(features).float(), dominant=self.method.dominance == "each"
+            )
+            outputs |= self._speak(features)
             self._listen(outputs, labels.flatten(2), chosen)
             outputs |= {} if chosen is None else {"pixels": chosen}
         else:

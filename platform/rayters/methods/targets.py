@@ -10,11 +10,16 @@ from torch.nn import functional
 from casebook.labels import IGNORE
 
 
+def one_hots(labels: Tensor, classes: int) -> Tensor:
+    """What each annotator wrote: (B, A, K, *S) floats, all zero where one did not look."""
+    seen = labels != IGNORE
+    rows = functional.one_hot(labels.where(seen, torch.zeros_like(labels)), classes).movedim(-1, 2)
+    return (rows * seen.unsqueeze(2)).float()
+
+
 def votes(labels: Tensor, classes: int) -> Tensor:
     """How many annotators wrote each class: (B, K, *S) floats; a pixel that nobody looked at is all zero."""
-    seen = labels != IGNORE
-    one_hot = functional.one_hot(labels.where(seen, torch.zeros_like(labels)), classes) * seen.unsqueeze(-1)
-    return one_hot.sum(1).movedim(-1, 1).float()
+    return one_hots(labels, classes).sum(1)
 
 
 def mean_labels(labels: Tensor, classes: int) -> Tensor:

@@ -16,19 +16,12 @@ and all: the voice of a, which knows nothing of it, has no part in how central a
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from casebook.labels import IGNORE
+from rayters.methods.targets import one_hots
 
 TIE = 1e-3  # of the weight behind the winner: trust is an estimate, and equal annotators differ by rounding
 FAINT = 0.1  # kappa of a voice with its own annotator, below which nothing is made of it
-
-
-def one_hots(labels: Tensor, classes: int) -> Tensor:
-    """What was written: (B, A, K, N) floats, all zero where an annotator did not look. labels: (B, A, N) int64."""
-    seen = labels != IGNORE
-    rows = functional.one_hot(labels.where(seen, torch.zeros_like(labels)), classes).movedim(-1, 2)
-    return (rows * seen.unsqueeze(2)).float()
 
 
 def complete(labels: Tensor, voices: Tensor) -> Tensor:
