@@ -89,6 +89,7 @@ NOISY: Mapping[str, tuple[str, Method]] = {
     "co_teaching": ("co-teaching", CoTeaching(level="patch")),
     "supervision": ("effective supervision", EffectiveSupervision()),
 }
+TOLD = ("co_teaching", "supervision")  # how many pictures are spoilt; the other two networks doubt none
 TITLES = {key: title for key, (title, _) in {**HARD, **NOISY}.items()}
 
 
@@ -283,11 +284,8 @@ def measure(trial: Mapping[str, Any], cohorts: Mapping[str, Cohort], report: Rep
     """One training from one seed against the reference of the test cases: {"dice", "patients", "ece", "brier", "nll"}."""
     cohort, setting = cohorts[data_key(trial["setting"], trial["noise"])], SETTINGS[trial["setting"]]
     cohort = _from_the_reference(cohort) if trial["row"] == CEILING else cohort
-    method = {**HARD, **NOISY}[trial["row"]][1]
-    if isinstance(method, CoTeaching | EffectiveSupervision):
-        method = replace(method, noisy_share=setting.share)
     run = Run(
-        method=method,
+        method=method_of(trial["row"], setting.share),
         network=UNet(width=trial["width"]),
         patch_px=tuple(trial["tile_px"]),
         epochs=trial["epochs"],
@@ -300,6 +298,14 @@ def measure(trial: Mapping[str, Any], cohorts: Mapping[str, Cohort], report: Rep
     parts = [calibration(seen.posterior, gold) for _, seen, gold in tested]
     whole = sum(parts[1:], parts[0])
     return scores(tested) | {"ece": whole.ece, "brier": whole.brier, "nll": whole.nll}
+
+
+def method_of(row: str, share: float) -> Method:
+    """A row's method, told which share of the pictures is spoilt if it is one that is."""
+    method = {**HARD, **NOISY}[row][1]
+    if row in TOLD and isinstance(method, CoTeaching | EffectiveSupervision):
+        return replace(method, noisy_share=share)
+    return method
 
 
 def _from_the_reference(cohort: Cohort) -> Cohort:

@@ -81,8 +81,8 @@ def test_what_learns_from_the_reference_is_called_a_ceiling(tmp_path: Path, caps
 def test_listings_are_rows_as_well(tmp_path: Path, tiny_model: Path) -> None:
     tokens, publish = str(ROOT / "jobs/tokens.py"), str(ROOT / "jobs/publish.py")
     for command in (
-        (tokens, "issue", "--days", "3", "--file", "kept/tokens.json"),
-        (tokens, "list", "--file", "kept/tokens.json", "--json", "tokens-rows.json"),
+        (tokens, "issue", "--days", "3", "--file", "tokens.json"),
+        (tokens, "list", "--file", "tokens.json", "--json", "tokens-rows.json"),
         (publish, "publish", "--checkpoint", str(tiny_model), "--name", "digits", "--registry", "models", "--promote"),
         (publish, "list", "--registry", "models", "--json", "models-rows.json"),
     ):

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from casebook.labels import IGNORE
-from rayters.gaze import EnsembleGaze, FixedGaze
+from rayters.gaze import EnsembleGaze, FixedGaze, FoveationGaze
 from rayters.methods import CoTeaching, EffectiveSupervision, MeanTeacher, Method, Pionono, ProbabilisticUNet
 from rayters.methods.co_teaching import easy_patches, easy_pixels, taught
 from rayters.methods.effective_supervision import (
@@ -358,3 +358,15 @@ def test_a_teacher_looks_as_at_evaluation_while_its_student_learns() -> None:
     net = MeanTeacher().build(task, lambda: EnsembleGaze().build(task, UNet(width=4))).train()
     assert net.eye.training
     assert not any(part.training for part in net.teacher.modules())
+
+
+def test_at_evaluation_the_teacher_is_heard_and_its_gaze_is_the_one_shown() -> None:
+    task = Task(channels=1, classes=2, annotators=1, patch_px=(8, 8), view_scales=(1.0, 2.0, 4.0))
+    net = MeanTeacher().build(task, lambda: FoveationGaze().build(task, UNet(width=4))).eval()
+    with torch.no_grad():
+        for p in net.eye.parameters():
+            p += 0.1
+        views = torch.randn(2, 3, 1, 8, 8)
+        outputs, taught = net(views), net.teacher(views)
+    assert all(torch.equal(outputs[name], value) for name, value in taught.items())
+    assert torch.equal(outputs["teacher_logits"], taught["logits"])

@@ -1,5 +1,6 @@
 """The experiments of jobs/reproduce.py: that their generated slides are what they claim, and that a table ends where it was asked to."""
 
+import gzip
 import json
 import subprocess
 import sys
@@ -8,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from casebook import Layer, describe_case, open_case, write_case, write_cohort
+from casebook import IGNORE, Layer, describe_case, open_case, write_case, write_cohort
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "jobs"))
@@ -23,7 +24,10 @@ from reproduce_foveation import (  # noqa: E402
     goal_rows,
     slide,
 )
-from reproduce_noise import GROWN, Setting, spoilt  # noqa: E402
+from reproduce_mnist import TABLE, known, prepare, read_digits  # noqa: E402
+from reproduce_mnist import goal_rows as mnist_goals  # noqa: E402
+from reproduce_noise import GROWN, Lidc, Noisy, Setting, Vessels, method_of, spoilt  # noqa: E402
+from reproduce_noise import goal_rows as noise_goals  # noqa: E402
 from reproduce_study import summary  # noqa: E402
 
 
@@ -72,6 +76,11 @@ def test_as_many_pictures_are_spoilt_as_were_asked_for_and_the_reference_never(t
     assert all((read(row.url, "gold") == truth).all() for row in noisy.cases)
 
 
+def test_two_networks_of_cross_entropy_are_not_told_how_much_is_spoilt() -> None:
+    shares = {row: method_of(row, 0.7).noisy_share for row in ("ce_two", "co_teaching", "supervision")}
+    assert shares == {"ce_two": 0, "co_teaching": 0.7, "supervision": 0.7}
+
+
 def test_a_line_of_the_table_is_the_mean_over_its_seeds() -> None:
     trials = [{"row": "a", "setting": "s", "seed": seed} for seed in range(3)]
     measured = list(
@@ -85,6 +94,89 @@ def test_a_line_of_the_table_is_the_mean_over_its_seeds() -> None:
 def test_goals_compare_with_the_best_of_the_fixed_views() -> None:
     rows = goal_rows({"fixed_1": 0.5, "fixed_4": 0.6, "mean": 0.9, "ensemble": 0.75})
     assert [row.ratio for row in rows] == pytest.approx([1.5, 1.2])
+
+
+def test_of_five_drawings_one_setting_has_all_and_the_other_one_each() -> None:
+    drawn, truth = np.ones((40, 5, 4, 4), np.uint8), np.zeros((40, 4, 4), np.uint8)
+    assert prepare(TABLE["ceiling"], drawn, truth, "dense", 0).shape == (40, 1, 4, 4)
+    assert not prepare(TABLE["ceiling"], drawn, truth, "one", 0).any()
+    assert (prepare(TABLE["ours"], drawn, truth, "dense", 0) == drawn).all()
+    alone = prepare(TABLE["ours"], drawn, truth, "one", 0)
+    looked = (alone != IGNORE).all((2, 3))
+    assert (looked.sum(1) == 1).all()
+    assert (looked.sum(0) > 0).all()  # everybody has some
+    assert (prepare(TABLE["ours"], drawn, truth, "one", 0) == alone).all()
+    assert (prepare(TABLE["ours"], drawn, truth, "one", 1) != alone).any()
+
+
+def test_the_oracle_knows_each_annotators_confusion() -> None:
+    truth = np.array([[[0, 1], [1, 1]]], np.uint8)
+    drawn = np.stack([truth, np.zeros_like(truth)], 1)  # a good one and a blank one
+    assert known(drawn, truth).confusions == (((1, 0), (0, 1)), ((1, 1), (0, 0)))
+
+
+def test_goals_of_digits_and_of_noise_are_ratios_to_the_row_that_the_issue_names() -> None:
+    line = {"seeds": 10, "of_ceiling": 0.99, "worst_of_ceiling": 0.98, "rmse": 0.01, "paper_rmse": 0.0893}
+    assert [row.value for row in mnist_goals({("ours", "dense"): line})] == [0.99, 0.98, 0.01]
+    assert mnist_goals({("ours", "dense"): line | {"of_ceiling": None}}) == []
+    rows = noise_goals({("30 %", "supervision"): 0.9, ("30 %", "ce"): 0.6, ("soft", "soft"): 0.8})
+    assert [(row.ratio, row.goal) for row in rows] == [(pytest.approx(1.5), "> 1")]
+
+
+def digits_file(path: Path, count: int) -> np.ndarray:
+    """An IDX file of bright bars, in the layout of MNIST's."""
+    images = np.zeros((count, 28, 28), np.uint8)
+    for number, image in enumerate(images):
+        image[6:22, 8 + number % 8 : 14 + number % 8] = 230
+    with gzip.open(path, "wb") as file:
+        file.write(b"\0" * 16 + images.tobytes())
+    return images
+
+
+def test_digits_are_read_as_they_lie_in_the_file(tmp_path: Path) -> None:
+    images = digits_file(tmp_path / "digits.gz", 3)
+    assert np.allclose(read_digits(str(tmp_path / "digits.gz")) * 255, images)
+    with pytest.raises(FileNotFoundError, match="--mnist"):
+        read_digits(str(tmp_path / "absent.gz"))
+
+
+def reproduced(folder: Path, *asked: str) -> dict:
+    """The record of a small run of the job."""
+    command = [sys.executable, str(ROOT / "jobs/reproduce.py"), *asked, "--quick", "--storage", "runs"]
+    command += ["--max-cpus", "2", "--record", "record.json"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads((folder / "record.json").read_text())
+
+
+def test_the_table_of_digits_is_filled_and_paired(tmp_path: Path) -> None:
+    digits_file(tmp_path / "digits.gz", 300)
+    rows = ["ceiling", "ours", "oracle", "separate"]
+    record = reproduced(tmp_path, "mnist", "--mnist", "digits.gz", "--settings", "dense", "--only", *rows)
+    assert {line["key"] for line in record["rows"]} == set(rows)
+    ours = next(line for line in record["rows"] if line["key"] == "ours")
+    assert (ours["paper_dice"], ours["paper_rmse"]) == (82.92, 0.0893)
+    assert 0 <= ours["rmse"] <= 1
+    assert [(pair["peer"], pair["patients"]) for pair in record["paired"]] == [
+        ("ceiling", 30), ("separate", 30), ("oracle", 30)
+    ]  # fmt: skip
+
+
+def test_the_table_of_a_crowd_is_filled_and_paired(tmp_path: Path, shared: Path) -> None:
+    asked = ["--source", str(shared / "data/bubil/d4"), "--settings", "50 % biased", "--only", "ce", "supervision"]
+    record = reproduced(tmp_path, "cells", *asked)
+    assert {line["key"]: line["seeds"] for line in record["rows"]} == {"ce": 1, "supervision": 1}
+    assert [(pair["ours"], pair["peer"]) for pair in record["paired"]] == [("supervision", "ce")]
+
+
+@pytest.mark.parametrize(("study", "source"), [(Lidc, "lidc"), (Vessels, "chase")])
+def test_radiologists_and_observers_get_one_drawing_a_case_and_their_vote_for_a_reference(
+    tmp_path: Path, shared: Path, study: type[Noisy], source: str
+) -> None:
+    asked = study(source=str(shared / "data" / source), storage=str(tmp_path), settings=("50 %",), seeds=1)
+    (cohort,) = asked.data().values()
+    assert (cohort.annotators, cohort.reference) == (("drawing",), "gold")
+    assert {row.split for row in cohort.cases} == {"train", "validation", "test"}
 
 
 def test_the_job_writes_its_table_its_record_and_its_picture(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ def replace_bytes(url: str, change: Callable[[bytes | None], bytes]) -> None:
     if scheme(url) == "s3":
         _replace_s3(url, change)
         return
-    with _folder_lock(parent(url)) if is_local(url) else _here:
+    with _folder_lock(parent(url) or ".") if is_local(url) else _here:
         write_bytes(url, change(_bytes_or_none(url)))
 
 

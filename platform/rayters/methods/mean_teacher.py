@@ -74,7 +74,10 @@ class MeanTeacher:
 
 
 class TaughtNet(nn.Module):
-    """The eye's outputs and "teacher_logits" (B, K, *S), without gradient; the teacher sees noise in training only."""
+    """The eye's outputs in training, with noise on what the teacher sees, the teacher's in evaluation, which is whom one hears then.
+
+    Always "teacher_logits" (B, K, *S), without gradient.
+    """
 
     steps: Tensor
 
@@ -94,11 +97,11 @@ class TaughtNet(nn.Module):
     def forward(self, views: Tensor, labels: Tensor | None = None) -> Outputs:
         """views: (B, V, C, *S) floats."""
         del labels
-        outputs: Outputs = self.eye(views)
         with torch.no_grad():
             seen = views + self.look_noise * torch.randn_like(views) if self.training else views
-            logits = self.teacher(seen)["logits"]
-        return {**outputs, "teacher_logits": logits}
+            taught: Outputs = self.teacher(seen)
+        outputs: Outputs = self.eye(views) if self.training else taught
+        return {**outputs, "teacher_logits": taught["logits"]}
 
 
 def probably_wrong(target: Tensor, teacher: Tensor) -> Tensor:
