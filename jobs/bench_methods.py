@@ -1,15 +1,19 @@
-"""What a method costs: the time of one training step against plain cross-entropy on the same network, and the peak memory on a GPU.
+"""What a method costs: the time of one training step against plain cross-entropy on the same network, and its peak memory.
 
     python jobs/bench_methods.py            batch 8, 256 x 256 px, 5 annotators, 4 classes
     python jobs/bench_methods.py --quick    the same rows on 128 x 128 px
 
 All are timed in turns, so that a busy machine slows all alike; the ratio is that of the medians. The two rows with a history are timed
-first and longer; then every method of ``methods.ALL`` as it comes. Every gaze is the fixed one.
+first and longer; then every method of ``methods.ALL`` as it comes. Every gaze is the fixed one. On a GPU memory is what its allocator
+gave at most; on a CPU, of the confusions of single pixels only, by how much a step raises the peak of a new process.
 """
 
+import multiprocessing
+import resource
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 
 import torch
@@ -37,18 +41,17 @@ class Job:
     width: int = 16
     repeats: int = 9
     repeats_of_all: int = 5  # of each method in ``methods.ALL``
+    processes: int = 3  # of a CPU's memory, whose peak differs by a tenth from one to the next
     quick: bool = False
     json: str | None = None  # write the rows to this file
 
 
 def main(job: Job) -> None:
     """Times, prints, writes."""
-    job = replace(job, side_px=128, repeats=5, repeats_of_all=1) if job.quick else job
+    job = replace(job, side_px=128, repeats=5, repeats_of_all=1, processes=1) if job.quick else job
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     rows = [*confusion_rows(job, device), *rows_of_all(job, device), *memory_rows(job, device)]
     print(rows_table(rows))
-    if device.type != "cuda":
-        print("Peak memory is not measured on a CPU.")
     if job.json:
         write_rows(rows, job.json)
 
@@ -82,23 +85,23 @@ def time_row(title: str, seconds: float, plain: float, *, goal: str = "") -> Row
 
 
 def memory_rows(job: Job, device: torch.device) -> list[Row]:
-    """Peak memory, on a GPU; none on a CPU."""
-    if device.type != "cuda":
-        return []
-    plain = peak_memory(job, PLAIN, device)
-    goals: Mapping[str, tuple[Method, str]] = {
-        "confusion": (AnnotatorConfusion(), "<= 1.2"),
-        **{kind.__name__: (kind(), "") for kind in methods.ALL},
-    }
+    """Peak memory of one step: of every method on a GPU, of the confusions of single pixels on a CPU."""
+    on_gpu = device.type == "cuda"
+    peak = gpu_memory if on_gpu else process_memory
+    compared: dict[str, Method] = {"confusion": AnnotatorConfusion()}
+    compared["low-rank confusion"] = AnnotatorConfusion(level="low_rank")
+    compared |= {kind.__name__: kind() for kind in methods.ALL} if on_gpu else {}
+    goals = {"confusion": "<= 1.2"} if on_gpu else {}
+    plain = peak(job, PLAIN)
     return [
         Row(
             row=f"peak memory of a training step, {name} / plain CE",
-            value=peak_memory(job, method, device),
+            value=peak(job, method),
             reference=plain,
             unit="GB",
-            goal=goal,
+            goal=goals.get(name, ""),
         )
-        for name, (method, goal) in goals.items()
+        for name, method in compared.items()
     ]
 
 
@@ -141,14 +144,29 @@ def timed(steps: Mapping[str, Callable[[], None]], repeats: int, *, warm_up: int
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
-def peak_memory(job: Job, method: Method, device: torch.device) -> float:
+def gpu_memory(job: Job, method: Method) -> float:
     """GB of GPU memory that one step of this method takes at most: its nets, its optimiser and its batch, and nobody else's."""
     before = torch.cuda.memory_allocated()
-    step = stepper(job, method, device)
+    step = stepper(job, method, torch.device("cuda"))
     step()  # the optimiser makes its state, the libraries their workspaces
     torch.cuda.reset_peak_memory_stats()
     step()
     return (torch.cuda.max_memory_allocated() - before) / 1e9
+
+
+def process_memory(job: Job, method: Method) -> float:
+    """GB by which two steps of this method raise the peak of a new process: the median of several."""
+    spawn = multiprocessing.get_context("spawn")  # not a fork, which would have this process' peak
+    with ProcessPoolExecutor(1, mp_context=spawn, max_tasks_per_child=1) as one_by_one:
+        return statistics.median(one_by_one.map(_raised_by, [job] * job.processes, [method] * job.processes))
+
+
+def _raised_by(job: Job, method: Method) -> float:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    step = stepper(job, method, torch.device("cpu"))
+    for _ in range(2):
+        step()
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / 1e9
 
 
 if __name__ == "__main__":
