@@ -44,9 +44,7 @@ class Bench:
     """Average precision of two rankings of labels by how wrong they probably are."""
 
     source: Path  # folder with images.csv, and image.png, instances_original.png, instances_fixed.png in a folder for each image
-    folder: Path | None = (
-        None  # where cohorts and nets are kept; the same goes on where it was stopped. None: a temporary one
-    )
+    folder: Path | None = None  # where cohorts and nets are kept, to go on from; None: a temporary one
     folds: int = 4
     only: tuple[int, ...] = ()  # folds that are judged; none: all
     epochs: int = 12

@@ -40,9 +40,7 @@ class Job:
     split: Literal["all", "train", "validation", "test"] = "all"  # which cases
     to: str | None = None  # folder of a new cohort for the predictions; none: beside the cases
     name: str = "rayters"  # of the prediction: the consensus layer's id, annotators' layers are <name>-<annotator>
-    skip_glass: Literal["auto", "always", "never"] = (
-        "auto"  # empty glass becomes background; auto: of large coloured pictures
-    )
+    skip_glass: Literal["auto", "always", "never"] = "auto"  # becomes background; auto: of large coloured pictures
     block_mib: int = 512  # memory for the maps of a block; more looks at fewer tiles twice
     limit: int | None = None  # only so many cases, to try
     tiling: Tiling = field(default_factory=Tiling)

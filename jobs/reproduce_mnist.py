@@ -110,9 +110,7 @@ class Mnist(Study):
     seeds_ours: int = 10  # of the row 'ours', and of 'ceiling' with dense labels
     digits: int = 10_000  # split 8 : 1 : 1
     epochs: int = 2  # of dense labels
-    epochs_one: int = (
-        5  # of one label per image, a fifth of the labels; with 2, a version without voices went astray in three of ten
-    )
+    epochs_one: int = 5  # of one label per image, a fifth of the labels; without voices 2 were too few
     width: int = 12
     mnist: str = MNIST
     storage: str = "rayters-runs/reproduce-mnist"

@@ -102,9 +102,7 @@ class Noisy(Study):
     source: str = ""
     tile_px: tuple[int, ...] = ()
     epochs: int = 12
-    patches: int = (
-        1000  # an epoch's; with a fifth of them nothing is lost by noise, since not even clean labels are learnt
-    )
+    patches: int = 1000  # an epoch's; with a fifth not even clean labels are learnt, and noise costs nothing
     balance: Literal["uniform", "class"] = "uniform"
     width: int = 8
     noise_seed: int = 0  # of the training with seed 0; the others' follow
@@ -183,9 +181,7 @@ class Lidc(Noisy):
 
     source: str = "../shared/data/lidc"
     tile_px: tuple[int, ...] = (1, 64, 64)  # slices lie millimetres apart
-    balance: Literal["uniform", "class"] = (
-        "class"  # a nodule has a hundredth of its slice: of tiles from anywhere BCE learns nothing
-    )
+    balance: Literal["uniform", "class"] = "class"  # a nodule has .01 of its slice: BCE would see none
     storage: str = "rayters-runs/reproduce-lidc"
 
     def options(self) -> dict[str, Any]:

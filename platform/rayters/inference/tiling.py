@@ -28,9 +28,7 @@ class Tiling:
 
     overlap: float = 0.25  # share of a tile's side that it has in common with its neighbour, in [0, 0.9]
     batch_size: int = 8  # tiles that go through the net at once
-    flips: bool = (
-        False  # test-time augmentation: the mean over every combination of flipped axes, 4 or 8 times the work
-    )
+    flips: bool = False  # test-time augmentation: the mean over all combinations of flipped axes, 4 or 8 times the work
     skip_glass: bool = False  # leave out tiles of empty glass (Otsu on a coarse level); they become background
     annotators: bool = True  # also what each annotator would draw, where the method knows
     confusion: bool = False  # also the map of every entry of every confusion, which takes A * K * K maps

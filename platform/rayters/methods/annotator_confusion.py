@@ -53,9 +53,7 @@ class AnnotatorConfusion:
 
     level: Level = choice("pixel", "global", "image", "pixel", "low_rank")  # where a confusion may differ
     rank: int = 1  # of level 'low_rank'
-    likelihood: Literal["independent", "shared"] = choice(
-        "independent", "independent", "shared"
-    )  # of annotators, given the image
+    likelihood: Literal["independent", "shared"] = choice("independent", "independent", "shared")  # given the image
     anchor: Literal["agreement", "vote", "none"] = "agreement"  # what the posterior is held to
     anchor_weight: float = tunable(1.0, low=0.1, high=10.0, log=True)
     release: float = 1.0  # fraction of the training from which the anchor fades, over ``ramp``; 1 keeps it
@@ -65,13 +63,9 @@ class AnnotatorConfusion:
     trace_weight: float = tunable(0.1, low=0.0, high=1.0)  # the paper's lambda; of the mean over annotators
     trace_of: Literal["believed", "all"] = "believed"  # columns; the paper takes all
     warm_up: float = tunable(0.15, low=0.0, high=0.5)  # fraction of the training before the trace is lowered
-    warm_up_trace: float = tunable(
-        0.0, low=0.0, high=1.0
-    )  # by which the trace is *raised* during the warm-up (the paper does)
+    warm_up_trace: float = tunable(0.0, low=0.0, high=1.0)  # *raises* the trace in the warm-up, as the paper does
     ramp: float = 0.2  # fraction of the training over which a weight rises or fades
-    dominance: Literal["free", "each"] = (
-        "free"  # 'each' forces every annotator to be right half of the time: fails for a blank one
-    )
+    dominance: Literal["free", "each"] = "free"  # 'each': everybody is right half of the time, and a blank one is not
     hidden: int = 16  # features of the confusion head's hidden layer
     pixels: int = 4096  # confusions of at most so many pixels per patch enter a step, drawn at random
 

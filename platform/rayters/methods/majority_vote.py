@@ -14,9 +14,7 @@ from rayters.networks.task import Task
 class MajorityVote:
     """Cross-entropy and soft Dice against the class that most of the annotators who looked wrote; ties go to the lowest class."""
 
-    dice: float = tunable(
-        1.0, low=0.0, high=2.0
-    )  # weight of soft Dice, without which a small structure is drowned by its background
+    dice: float = tunable(1.0, low=0.0, high=2.0)  # weight of soft Dice; without it background drowns a small structure
 
     @property
     def needs_identity(self) -> bool:

@@ -31,9 +31,7 @@ class MeanTeacher:
     mending: Literal["smoothed", "replaced", "none"] = choice("smoothed", "smoothed", "replaced", "none")
     smooth: float = tunable(0.25, low=0.0, high=1.0)
     warm_up: float = tunable(0.2, low=0.05, high=0.5)  # share of the training before the teacher is asked
-    consistency: float = tunable(
-        1.0, low=0.0, high=10.0
-    )  # final weight of the mean squared difference of the posteriors
+    consistency: float = tunable(1.0, low=0.0, high=10.0)  # final weight of the posteriors' mean squared difference
     look_noise: float = 0.1  # of the teacher's look, in units of the normalised image
     decay: float = tunable(0.99, low=0.9, high=0.999)
 

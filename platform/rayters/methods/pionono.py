@@ -26,9 +26,7 @@ class Pionono:
 
     latent: int = 8
     prior_deviation: float = 2.0
-    first_deviation: float = (
-        1.0  # of every annotator's Gaussian (the paper starts at 8, with features of another scale)
-    )
+    first_deviation: float = 1.0  # of every Gaussian (the paper starts at 8, its features have another scale)
     kl_weight: float = tunable(0.0005, low=0.00005, high=0.05, log=True)
     gold: int = -1
 

@@ -31,9 +31,7 @@ class ProbabilisticUNet:
 
     latent: int = 6
     width: int = 16
-    kl_weight: float = tunable(
-        0.01, low=0.0001, high=1.0, log=True
-    )  # per mean-pixel cross-entropy; 1 / pixels is the paper's balance
+    kl_weight: float = tunable(0.01, low=0.0001, high=1.0, log=True)  # per pixel's CE; the paper's: 1 / pixels
 
     @property
     def needs_identity(self) -> bool:

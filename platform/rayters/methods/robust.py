@@ -25,9 +25,7 @@ class RobustLoss:
         "gce", "ce", "dice+ce", "gce", "sce", "mae", "nce+mae", "nce+rce", "nfl+mae", "nfl+rce", "nr-dice"
     )
     fusion: Literal["vote", "mean"] = choice("vote", "vote", "mean")
-    variant: losses.Variant = choice(
-        "confidence_weighted", "confidence_weighted", "proper"
-    )  # matters for fusion="mean" only
+    variant: losses.Variant = choice("confidence_weighted", "confidence_weighted", "proper")  # of fusion 'mean' only
     active: float = tunable(1.0, low=0.1, high=10.0, log=True)  # weight of NCE or NFL; of CE in dice+ce
     passive: float = tunable(1.0, low=0.1, high=10.0, log=True)  # weight of MAE or RCE; of Dice in dice+ce
     alpha: float = tunable(0.1, low=0.01, high=10.0, log=True)  # weight of CE in SCE, as published

@@ -13,15 +13,11 @@ class Sampling:
     """
 
     patches_per_epoch: int | None = None  # None: every pixel exactly once, on a grid; else so many jittered patches
-    balance: Literal["uniform", "class", "disagreement"] = (
-        "uniform"  # what makes a block likely; needs patches_per_epoch
-    )
+    balance: Literal["uniform", "class", "disagreement"] = "uniform"  # makes a block likely; needs patches_per_epoch
     patches_per_block: int = 16  # jittered patches cut from a block once it is decoded
     mix_blocks: int = 8  # blocks whose patches are permuted together before they become batches
     border: Literal["ignore", "reflect"] = "ignore"  # labels beyond the case; the image is always mirrored there
-    block_px: int | None = (
-        None  # side of a block in pixels of the level read; None: 2048 (2-D), 192 (3-D), or nearest fit
-    )
+    block_px: int | None = None  # side of a block in pixels of the level read; None: near 2048 (2-D), 192 (3-D)
 
     def __post_init__(self) -> None:
         for name in ("patches_per_epoch", "patches_per_block", "mix_blocks", "block_px"):

@@ -46,12 +46,8 @@ class Run:
     weight_decay: float = 1e-5
     gradient_clip: float = 1.0  # largest norm of a gradient; 0 does not clip
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # auto: bfloat16 where a GPU has it
-    accumulate: int = (
-        1  # a batch in so many parts, one in memory at a time; methods that count or draw by batch see the parts
-    )
-    average: float = (
-        0.0  # decay of an exponential moving average of the weights, which is then validated and saved; 0: none
-    )
+    accumulate: int = 1  # parts of a batch, one in memory at a time; methods that count or draw by batch see the parts
+    average: float = 0.0  # decay of a moving average of the weights, which is then validated and saved; 0: none
     compile: bool = False  # torch.compile: slower to start, faster on a GPU
     patience: int = 0  # stop after so many epochs without a lower validation loss, and keep the best; 0: never
     restarts: int = 2  # new starts allowed when the sentinel says that a run went astray
