@@ -98,14 +98,16 @@ def test_low_rank_confusions_are_the_same_in_training_and_evaluation() -> None:
     assert torch.allclose(trained_with.flatten(4), net.eval()(views)["log_confusion"].flatten(4), atol=1e-6)
 
 
-def test_drawing_some_pixels_estimates_the_loss_of_all() -> None:
+@pytest.mark.parametrize("level", ["global", "image", "pixel"])
+def test_drawing_some_pixels_estimates_the_loss_of_all(level: str) -> None:
     views, labels, _ = cohort(4)
-    all_of_them = AnnotatorConfusion(anchor="none")
+    all_of_them = AnnotatorConfusion(anchor="none", level=level)  # type: ignore[arg-type]
     some = replace(all_of_them, pixels=16)
     torch.manual_seed(0)
     net = some.build(TASK, Eye)
     outputs = [net(views, labels) for _ in range(300)]
-    assert outputs[0]["log_confusion"].shape[-1] == 16
+    assert outputs[0]["log_confusion"].shape[-1] == (16 if level == "pixel" else 1)
+    assert len(outputs[0]["pixels"]) == 16
     drawn = torch.stack([some.loss(each, labels, 0.0).total for each in outputs]).mean()
     net.method = all_of_them
     assert drawn.item() == pytest.approx(all_of_them.loss(net(views, labels), labels, 0.0).total.item(), rel=0.03)

@@ -67,7 +67,7 @@ class AnnotatorConfusion:
     ramp: float = 0.2  # fraction of the training over which a weight rises or fades
     dominance: Literal["free", "each"] = "free"  # 'each': everybody is right half of the time, and a blank one is not
     hidden: int = 16  # features of the confusion head's hidden layer
-    pixels: int = 4096  # confusions of at most so many pixels per patch enter a step, drawn at random
+    pixels: int = 4096  # labels of at most so many pixels per patch enter a step, drawn at random; the anchor has all
 
     def __post_init__(self) -> None:
         for name in ("release", "listen", "warm_up", "ramp"):
@@ -166,7 +166,7 @@ class ConfusionNet(nn.Module):
     """An eye, a confusion head, and the running statistics that trust is computed from.
 
     In training, with labels, it returns confusions, and "log_written" (B, A, K, N), of at most ``method.pixels`` pixels, with their flat
-    indices under "pixels"; in evaluation of all. Always "trust" (A,) and "average" (A, K, K).
+    indices under "pixels" where those are not all; in evaluation of all. Always "trust" (A,) and "average" (A, K, K).
     """
 
     pairs: Tensor  # (A, K, A, K) how often a writes i while b writes k
@@ -200,15 +200,13 @@ class ConfusionNet(nn.Module):
         features, sides = outputs["features"].flatten(2), outputs["logits"].shape[2:]
         if self.training and labels is not None:
             chosen = self._draw(features)
-            features = features if chosen is None else features[:, :, chosen]
-            outputs["log_confusion"] = log_confusion(
-                self.head(features).float(), dominant=self.method.dominance == "each"
-            )
-            outputs |= self._speak(features)
+            drawn = features if chosen is None else features[:, :, chosen]
+            outputs["log_confusion"] = self._confuse(features if self.method.level == "image" else drawn)
+            outputs |= self._speak(drawn)
             self._listen(outputs, labels.flatten(2), chosen)
             outputs |= {} if chosen is None else {"pixels": chosen}
         else:
-            log_a = log_confusion(self.head(features).float(), dominant=self.method.dominance == "each")
+            log_a = self._confuse(features)
             outputs |= self._speak(features)
             outputs["log_confusion"] = log_a.reshape(
                 *log_a.shape[:4], *(sides if log_a.shape[4] > 1 else (1,) * len(sides))
@@ -217,6 +215,10 @@ class ConfusionNet(nn.Module):
         outputs["trust"] = trust(agreement(self.pairs, self.heard), self.looked, self.method.sharpness)
         outputs["average"] = average.clamp(1e-3, 1 - 1e-3)
         return outputs
+
+    def _confuse(self, features: Tensor) -> Tensor:
+        """log P(a writes i | j), (B, A, K, K, N or 1); an image's own is a mean over all the features that it is given."""
+        return log_confusion(self.head(features).float(), dominant=self.method.dominance == "each")
 
     def _speak(self, features: Tensor) -> Outputs:
         """{"log_written": (B, A, K, N)}, log P(a writes i), sums to one over i; empty without voices."""
@@ -230,9 +232,9 @@ class ConfusionNet(nn.Module):
         }
 
     def _draw(self, features: Tensor) -> Tensor | None:
-        """Flat indices of the pixels whose confusions enter this step; None takes all."""
+        """Flat indices of the pixels whose labels enter this step; None takes all."""
         count = features.shape[2]
-        if count <= self.method.pixels or self.method.level in ("global", "image"):
+        if count <= self.method.pixels:
             return None
         return torch.randperm(count, device=features.device)[: self.method.pixels]
 
