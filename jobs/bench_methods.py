@@ -1,7 +1,7 @@
 """What a method costs: the time of one training step against plain cross-entropy on the same network, and its peak memory.
 
     python jobs/bench_methods.py            batch 8, 256 x 256 px, 5 annotators, 4 classes
-    python jobs/bench_methods.py --quick    the same rows on 128 x 128 px
+    python jobs/bench_methods.py --quick    the same rows on 64 x 64 px
 
 All are timed in turns, so that a busy machine slows all alike; the ratio is that of the medians. The two rows with a history are timed
 first and longer; then every method of ``methods.ALL`` as it comes. Every gaze is the fixed one. On a GPU memory is what its allocator
@@ -9,12 +9,13 @@ gave at most; on a CPU, of the confusions of single pixels only, by how much a s
 """
 
 import multiprocessing
-import resource
+import re
 import statistics
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 import tyro
@@ -48,7 +49,7 @@ class Job:
 
 def main(job: Job) -> None:
     """Times, prints, writes."""
-    job = replace(job, side_px=128, repeats=5, repeats_of_all=1, processes=1) if job.quick else job
+    job = replace(job, side_px=64, repeats=5, repeats_of_all=1, processes=1) if job.quick else job
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     rows = [*confusion_rows(job, device), *rows_of_all(job, device), *memory_rows(job, device)]
     print(rows_table(rows))
@@ -162,11 +163,17 @@ def process_memory(job: Job, method: Method) -> float:
 
 
 def _raised_by(job: Job, method: Method) -> float:
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = _peak_kib()
     step = stepper(job, method, torch.device("cpu"))
     for _ in range(2):
         step()
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / 1e9
+    return (_peak_kib() - before) * 1024 / 1e9
+
+
+def _peak_kib() -> int:
+    """The most resident memory that this process has had (Linux); that of getrusage begins with its parent's."""
+    (line,) = re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    return int(line)
 
 
 if __name__ == "__main__":
