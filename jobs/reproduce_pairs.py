@@ -4,6 +4,7 @@ Every row is tested on the same images, so what makes an image hard is taken off
 the seeds that both rows have and within a patient, whose images are not independent; a patient is what the interval draws.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -30,23 +31,28 @@ def compared(measured: Sequence[Measured], pairs: Sequence[Pair]) -> list[dict[s
 
     measured: trials with "row", "setting", "seed", and results with "patients": {name: Dice}.
     Returns "setting", "ours", "peer", "difference" of their Dice with its 95 % interval "low", "high" over patients, the number of
-    "patients", in how many ours "wins", how many "seeds", and Wilcoxon's "p", corrected by Holm over the list.
+    "patients", in how many ours "wins", how many "seeds", and Wilcoxon's "p", corrected by Holm over the list. Of one patient nothing can
+    be said but the difference: "low", "high" and "p" are None.
     """
     found = {(t["setting"], t["row"], t["seed"]): r["patients"] for t, r in measured if "patients" in r}
     lines = [line for pair in pairs if (line := _line(pair, found))]
-    for line, p in zip(lines, holm([line["p"] for line in lines]), strict=True):
-        line["p"] = p
-    return lines
+    corrected = holm([line["p"] for line in lines])
+    return [_known(line | {"p": p}) for line, p in zip(lines, corrected, strict=True)]
 
 
 def pairs_table(lines: Sequence[Mapping[str, Any]]) -> str:
     """The comparisons in words and figures."""
     cells = [
         [f"{each['setting']}: {each['ours']} - {each['peer']}", f"{each['difference']:+.4f}"]
-        + [f"[{each['low']:+.4f}, {each['high']:+.4f}]", f"{each['wins']} / {each['patients']}", f"{each['p']:.2g}"]
+        + ["-" if each["low"] is None else f"[{each['low']:+.4f}, {each['high']:+.4f}]"]
+        + [f"{each['wins']} / {each['patients']}", "-" if each["p"] is None else f"{each['p']:.2g}"]
         for each in lines
     ]
     return table(["Dice, image by image", "difference", "95 %", "wins / images", "p (Holm)"], cells)
+
+
+def _known(line: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in line.items()}
 
 
 def _line(pair: Pair, found: Mapping[tuple[str, str, int], Mapping[str, float]]) -> dict[str, Any] | None:

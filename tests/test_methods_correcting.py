@@ -13,7 +13,9 @@ from rayters.methods.co_teaching import easy_patches, easy_pixels, taught
 from rayters.methods.effective_supervision import (
     ENOUGH,
     RECENT,
+    balance,
     band_mean,
+    foregrounds,
     near_boundary,
     pixel_weights,
     sharpened,
@@ -103,6 +105,40 @@ def test_a_suspect_patch_teaches_only_where_label_and_peer_agree():
     assert (gradient[2:4, 2:6] == 0).all()  # what the label leaves out and the peer sees
     assert (gradient[4:6, 2:6] < 0).all()  # what both see: up
     assert (gradient[6:] > 0).all()  # what neither sees: down
+
+
+def test_what_is_agreed_upon_has_the_classes_in_the_proportion_in_which_they_were_drawn() -> None:
+    target = one_hot(squares(2)[:, 0])
+    seen = squares(2)[:, 0]
+    seen[0, 2:4] = 0  # the peer sees half of this square, and nothing of the other
+    seen[1] = 0
+    agreed = target * (seen == target.argmax(1)).unsqueeze(1)
+    weight = balance(agreed, target)[..., 0, 0]
+    assert weight[0].tolist() == [0.5, 1]
+    assert weight[1].tolist() == [
+        0,
+        0,
+    ]  # a patch of whose foreground nothing is known says nothing of the background either
+    assert (agreed * balance(agreed, target)).flatten(2).sum(2)[0].tolist() == [24, 8]  # 48 to 16
+    nobody = one_hot(torch.zeros(1, 8, 8).long())
+    assert balance(nobody, nobody).flatten().tolist() == [1, 1]  # a class that was not drawn has no proportion
+
+
+def test_a_peer_doubts_nobody_until_it_draws_half_of_what_they_draw() -> None:
+    method = EffectiveSupervision(noisy_share=0.5)
+    net, labels = net_of(method).train(), squares(8)
+    labels[:4, :, 2:6, 2:6] = 0
+    views = labels[:, :1, None].float()
+    assert net(views, labels)["credit"] == 0  # nothing is known before the first batch
+    net.drawn.zero_()
+    net.drawn[:] = torch.tensor([[1.0, 4.0], [3.0, 4.0]])  # Dice .25 and .75
+    outputs = net(views, labels)
+    assert (outputs["credit"].item(), outputs["peer_credit"].item()) == (0.5, 1)
+    target, believed = one_hot(labels[:, 0]), sure(torch.zeros(8, 8, 8).long())
+    counts = [int(method._suspects(target, believed, 1.0, credit=credit).sum()) for credit in (0.0, 0.5, 1.0)]
+    assert counts == [0, 2, 4]
+    assert foregrounds(target, believed).tolist() == [0, 4 * 16]
+    assert foregrounds(target, target).tolist() == [2 * 4 * 16, 2 * 4 * 16]
 
 
 def test_a_suspect_patch_can_learn_from_its_peer_or_be_left_out():

@@ -28,6 +28,7 @@ from reproduce_mnist import TABLE, known, prepare, read_digits  # noqa: E402
 from reproduce_mnist import goal_rows as mnist_goals  # noqa: E402
 from reproduce_noise import GROWN, Lidc, Noisy, Setting, Vessels, method_of, spoilt  # noqa: E402
 from reproduce_noise import goal_rows as noise_goals  # noqa: E402
+from reproduce_pairs import Pair, compared, pairs_table  # noqa: E402
 from reproduce_study import summary  # noqa: E402
 
 
@@ -89,6 +90,20 @@ def test_a_line_of_the_table_is_the_mean_over_its_seeds() -> None:
     (line,) = summary(measured, {"a": "first"})
     assert (line["dice"], line["worst"], line["rmse"], line["seeds"]) == pytest.approx((0.7, 0.5, 0.2, 3))
     assert line["sd"] == pytest.approx(0.2)
+
+
+def test_rows_are_compared_patient_by_patient_and_of_one_patient_nothing_more_is_said_than_by_how_much() -> None:
+    def measured(row: str, dice: dict[str, float]) -> tuple[dict, dict]:
+        return {"row": row, "setting": "s", "seed": 0}, {"patients": dice}
+
+    both = [Pair(setting="s", ours="a", peer="b")]
+    (many,) = compared([measured("a", {"x": 0.9, "y": 0.7}), measured("b", {"x": 0.6, "y": 0.6})], both)
+    assert (many["difference"], many["wins"], many["patients"]) == (pytest.approx(0.2), 2, 2)
+    assert 0 < many["low"] <= many["high"]
+    one = compared([measured("a", {"x": 0.9}), measured("b", {"x": 0.6})], both)
+    assert (one[0]["low"], one[0]["p"], one[0]["wins"]) == (None, None, 1)
+    assert "+0.3000" in pairs_table(one)
+    assert compared([measured("a", {"x": 0.9})], both) == []
 
 
 def test_goals_compare_with_the_best_of_the_fixed_views() -> None:

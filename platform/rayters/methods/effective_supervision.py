@@ -9,7 +9,10 @@ For each network, by what its peer believes:
 pixel:  u = entropy of the peer's posterior, in [0, 1], no gradient
         loss = v CE(p, label) + w CE(p, pseudo label), over the sum of both weights; v and w by ``pixel_rule``
 image:  the ``noisy_share`` of the patches of a batch with the highest score teach only where label and peer agree, which is most
-        of a wrongly drawn picture
+        of a wrongly drawn picture, each class in the proportion in which it was drawn (``balance``)
+
+A peer doubts as far as it is credible itself: not at all while it draws nothing. Of thin vessels neither can be done without, or patches
+with the most foreground are suspect first, what is agreed upon in them is background, and in the end nobody draws any.
 
 Of fewer than four patches there is no share to take: round(.3 x 1) is none, round(.3 x 2) one of two. Such a batch is compared with
 the scores of the last ``RECENT`` patches instead, which the net remembers; until it does, nobody is suspect.
@@ -27,14 +30,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rayters.gaze.gaze import beside
+from rayters.gaze.gaze import PEER, beside
 from rayters.methods.method import Eye, Loss, Outputs, Prediction, choice, tunable
 from rayters.methods.robust_losses import ce, per_patch, soft_dice
 from rayters.methods.targets import fused_target, one_hot_top
 from rayters.networks.task import Task
 
 ENOUGH = 4  # patches of a batch, from which on a share of them is a number
+CREDIBLE = 0.5  # Dice with noisy drawings, above which a peer knows enough to doubt them
+MEMORY = 0.95  # of foregrounds, per step
 RECENT = 32  # scores that a net remembers of each eye, for batches of fewer
+REMEMBERED = ("recent_scores", "credit")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,10 +98,12 @@ class EffectiveSupervision:
         both = outputs["logits"], outputs["peer_logits"]
         target = fused_target(labels, both[0].shape[1], self.fusion)
         beliefs = [logits.detach().softmax(1) for logits in both]
-        recent = [outputs.get(name) for name in ("recent_scores", "peer_recent_scores")]
+        memories = [
+            {name: outputs[prefix + name] for name in REMEMBERED if prefix + name in outputs} for prefix in ("", PEER)
+        ]
         suspects = [
-            self._suspects(target, peer, progress, scores)
-            for peer, scores in zip(reversed(beliefs), reversed(recent), strict=True)
+            self._suspects(target, peer, progress, **memory)
+            for peer, memory in zip(reversed(beliefs), reversed(memories), strict=True)
         ]
         losses = [
             self._taught(logits.log_softmax(1), target, peer, noisy, progress)
@@ -116,15 +124,19 @@ class EffectiveSupervision:
             loss = self._pixelwise(log_p, target, pseudo, uncertainty(peer))
         if self.reuse == "none":
             return loss * ~noisy
-        agreed = (target.argmax(1) == peer.argmax(1)).unsqueeze(1)
-        kept = target * agreed if self.reuse == "agreement" else pseudo * (target.sum(1, keepdim=True) > 0)
-        return loss.where(~noisy, self._reuse_at(progress) * self._supervised(log_p, kept))
+        if self.reuse == "pseudo":
+            reused = self._supervised(log_p, pseudo * (target.sum(1, keepdim=True) > 0))
+        else:
+            agreed = target * (target.argmax(1) == peer.argmax(1)).unsqueeze(1)
+            reused = self._supervised(log_p, agreed, balance(agreed, target))
+        return loss.where(~noisy, self._reuse_at(progress) * reused)
 
     def _reuse_at(self, progress: float) -> float:
         return self.reuse_weight * (math.exp(-5 * (1 - progress) ** 2) if self.reuse_ramp == "late" else 1.0)
 
-    def _supervised(self, log_p: Tensor, target: Tensor) -> Tensor:
-        loss = per_patch(ce(log_p, target), target)
+    def _supervised(self, log_p: Tensor, target: Tensor, weight: Tensor | float = 1.0) -> Tensor:
+        """weight: of the cross-entropy's classes, broadcast to (B, K, *S)."""
+        loss = per_patch(ce(log_p, target * weight), target)
         return loss + self.dice * soft_dice(log_p, target) if self.dice else loss
 
     def _pixelwise(self, log_p: Tensor, target: Tensor, pseudo: Tensor, unsure: Tensor) -> Tensor:
@@ -138,16 +150,24 @@ class EffectiveSupervision:
         believed = target.lerp(pseudo, (own / (label + own).clamp_min(1e-6)).unsqueeze(1))
         return cost + self.dice * soft_dice(log_p, believed) if self.dice else cost
 
-    def _suspects(self, target: Tensor, peer: Tensor, progress: float, recent: Tensor | None = None) -> Tensor:
+    def _suspects(
+        self,
+        target: Tensor,
+        peer: Tensor,
+        progress: float,
+        recent_scores: Tensor | None = None,
+        credit: Tensor | float = 1.0,
+    ) -> Tensor:
         """Which patches of the batch the peer finds the most suspect: (B,) bool.
 
-        recent: (RECENT,) the peer's scores of the last patches, those below 0 not yet there; None where nothing is remembered.
+        recent_scores: (RECENT,) the peer's of the last patches, those below 0 not yet there; None where nothing is remembered.
+        credit: () in [0, 1], how far the peer may doubt at all.
         """
         ramp = min(1.0, max(progress - self.warm_up, 0.0) / max(self.full - self.warm_up, 1e-6))
-        share = self.noisy_share * ramp if self.image_rule != "none" else 0.0
-        if recent is not None and len(target) < ENOUGH:
-            limit = recent.quantile(1 - share)
-            return (self.score(target, peer) > limit) & (recent.min() >= 0) & (share > 0)
+        share = self.noisy_share * ramp * float(credit) if self.image_rule != "none" else 0.0
+        if recent_scores is not None and len(target) < ENOUGH:
+            limit = recent_scores.quantile(1 - share)
+            return (self.score(target, peer) > limit) & (recent_scores.min() >= 0) & (share > 0)
         suspect = torch.zeros(len(target), dtype=torch.bool, device=target.device)
         if count := round(share * len(target)):
             suspect[self.score(target, peer).topk(count).indices] = True
@@ -173,34 +193,65 @@ class EffectiveSupervision:
 class DoubtingNet(nn.Module):
     """Two eyes: the first one's outputs and, after "peer_", the second's.
 
-    In a training on batches of fewer than ``ENOUGH`` patches it remembers what score each eye gave the last patches: "recent_scores",
-    "peer_recent_scores" (RECENT,), as they were before this batch.
+    In training it remembers of each eye, and returns as it was before this batch: its "credit" (), in [0, 1], how far it may doubt, fully
+    once its foreground has a Dice of ``CREDIBLE`` with what was drawn lately, since an eye that draws nothing yet would suspect whoever
+    drew the most; and with batches of fewer than ``ENOUGH`` patches "recent_scores" (RECENT,), what it gave the last patches.
     """
 
     recent: Tensor
+    drawn: Tensor  # (2, 2) of each eye, as ``foregrounds``
 
     def __init__(self, method: EffectiveSupervision, eye: Eye) -> None:
         super().__init__()
         self.method = method
         self.eye, self.peer = eye(), eye()
         self.register_buffer("recent", torch.full((2, RECENT), -1.0))
+        self.register_buffer("drawn", torch.zeros(2, 2))
 
     def forward(self, views: Tensor, labels: Tensor | None = None) -> Outputs:
         """views: (B, V, C, *S) floats; labels: (B, A, *S) or None."""
         eyes: list[Outputs] = [self.eye(views), self.peer(views)]
-        ranked = self.training and self.method.image_rule != "none"
-        if labels is not None and ranked and len(labels) < ENOUGH:
-            before = self.recent.clone()
-            eyes = [each | {"recent_scores": scores} for each, scores in zip(eyes, before, strict=True)]
+        if labels is not None and self.training and self.method.image_rule != "none":
+            few = len(labels) < ENOUGH
+            remembered = zip(self.recent.clone(), self._credit(), strict=True)
+            known = [{"credit": credit} | ({"recent_scores": recent} if few else {}) for recent, credit in remembered]
             self._remember(eyes, labels)
+            eyes = [each | memory for each, memory in zip(eyes, known, strict=True)]
         return beside(*eyes)
+
+    def _credit(self) -> Tensor:
+        """(2,) in [0, 1]."""
+        same, sizes = self.drawn.unbind(1)
+        return (same / sizes.clamp_min(1e-6) / CREDIBLE).clamp(max=1)
 
     @torch.no_grad()
     def _remember(self, eyes: list[Outputs], labels: Tensor) -> None:
         target = fused_target(labels, eyes[0]["logits"].shape[1], self.method.fusion)
-        scores = torch.stack([self.method.score(target, each["logits"].float().softmax(1)) for each in eyes])
-        scores = scores[:, target.flatten(1).any(1)]  # what nobody looked at has a score of 0, which is no measure
-        self.recent.copy_(torch.cat([self.recent, scores], dim=1)[:, -RECENT:])
+        beliefs = [each["logits"].float().softmax(1) for each in eyes]
+        self.drawn.mul_(MEMORY).add_(torch.stack([foregrounds(target, peer) for peer in beliefs]))
+        if len(labels) < ENOUGH:
+            scores = torch.stack([self.method.score(target, peer) for peer in beliefs])
+            scores = scores[:, target.flatten(1).any(1)]  # what nobody looked at has a score of 0, which is no measure
+            self.recent.copy_(torch.cat([self.recent, scores], dim=1)[:, -RECENT:])
+
+
+def balance(agreed: Tensor, target: Tensor) -> Tensor:
+    """Weights in [0, 1], (B, K, 1, ...), by which the classes of what is agreed upon have the shares that they have in the target.
+
+    agreed, target: (B, K, *S). Peers agree on nearly all background and on half of a thin vessel: taught as it is, that would say that
+    vessels are rarer than anybody drew, and so on until nobody draws any. Where nothing of a class is agreed upon, all weights are 0.
+    """
+    drawn = target.flatten(2).sum(2)
+    share = (agreed.flatten(2).sum(2) / drawn.clamp_min(1e-6)).where(drawn > 0, torch.ones_like(drawn))
+    weight = share.amin(1, keepdim=True) / share.clamp_min(1e-6)
+    return weight.view(*weight.shape, *(1,) * (target.ndim - 2))
+
+
+def foregrounds(target: Tensor, peer: Tensor) -> Tensor:
+    """(2,): twice the foreground pixels on which label and peer agree, and the size of both foregrounds, where anybody looked."""
+    looked, label, own = target.sum(1) > 0, target.argmax(1), peer.argmax(1)
+    drawn, believed = (label > 0) & looked, (own > 0) & looked
+    return torch.stack([2 * (drawn & (label == own)).sum(), drawn.sum() + believed.sum()]).float()
 
 
 def sharpened(posterior: Tensor, temperature: float) -> Tensor:
