@@ -88,8 +88,13 @@ NOISY: Mapping[str, tuple[str, Method]] = {
     "ce_two": ("cross-entropy, two networks", CoTeaching(level="patch", noisy_share=0)),
     "co_teaching": ("co-teaching", CoTeaching(level="patch")),
     "supervision": ("effective supervision", EffectiveSupervision()),
+    "supervision_balanced": ("effective supervision, classes balanced", EffectiveSupervision(reuse_balance="peer")),
 }
-TOLD = ("co_teaching", "supervision")  # how many pictures are spoilt; the other two networks doubt none
+TOLD = (
+    "co_teaching",
+    "supervision",
+    "supervision_balanced",
+)  # how many pictures are spoilt; the other two networks doubt none
 TITLES = {key: title for key, (title, _) in {**HARD, **NOISY}.items()}
 
 
@@ -203,7 +208,8 @@ class Vessels(Noisy):
 def asked(setting: str) -> list[tuple[str, str, str]]:
     """Which rows are compared, (ours, its peer, the goal of their ratio)."""
     if not SETTINGS[setting].all:
-        return [("supervision", "ce", "> 1"), ("supervision", "ce_two", ""), ("supervision", "co_teaching", ">= 1")]
+        peers = [("ce", "> 1"), ("ce_two", ""), ("co_teaching", ">= 1")]
+        return [(ours, peer, goal) for ours in ("supervision", "supervision_balanced") for peer, goal in peers]
     peers = [("bce_one", ">= 1.08"), ("bce_vote", ""), ("dice_vote", "")]
     return [(ours, peer, goal) for ours in ("soft", "soft_proper") for peer, goal in peers]
 

@@ -107,21 +107,31 @@ def test_a_suspect_patch_teaches_only_where_label_and_peer_agree():
     assert (gradient[6:] > 0).all()  # what neither sees: down
 
 
-def test_what_is_agreed_upon_has_the_classes_in_the_proportion_in_which_they_were_drawn() -> None:
-    target = one_hot(squares(2)[:, 0])
-    seen = squares(2)[:, 0]
-    seen[0, 2:4] = 0  # the peer sees half of this square, and nothing of the other
-    seen[1] = 0
-    agreed = target * (seen == target.argmax(1)).unsqueeze(1)
-    weight = balance(agreed, target)[..., 0, 0]
-    assert weight[0].tolist() == [0.5, 1]
-    assert weight[1].tolist() == [
-        0,
-        0,
-    ]  # a patch of whose foreground nothing is known says nothing of the background either
-    assert (agreed * balance(agreed, target)).flatten(2).sum(2)[0].tolist() == [24, 8]  # 48 to 16
-    nobody = one_hot(torch.zeros(1, 8, 8).long())
-    assert balance(nobody, nobody).flatten().tolist() == [1, 1]  # a class that was not drawn has no proportion
+def test_what_is_agreed_upon_has_the_classes_in_the_proportion_that_the_peer_expects() -> None:
+    target, believed = one_hot(squares(3)[:, 0]), one_hot(squares(3)[:, 0])
+    target[0, :, 2:4] = one_hot(torch.zeros(1, 8, 8).long())[0, :, 2:4]  # half of this square was not drawn
+    target[1] = one_hot(torch.zeros(1, 8, 8).long())[0]  # nothing of this one
+    agreed = target * believed
+    weight = balance(agreed, believed)[..., 0, 0]
+    assert weight.tolist() == [[0.5, 1], [0, 0], [1, 1]]  # who saw none of it says nothing of the background either
+    assert (agreed * balance(agreed, believed)).flatten(2).sum(2)[0].tolist() == [24, 8]  # 48 to 16
+    nothing = one_hot(torch.zeros(1, 8, 8).long())
+    assert balance(nothing, sure(torch.zeros(1, 8, 8).long(), 0.999)).flatten().tolist() == pytest.approx(
+        [1, 1], abs=1e-2
+    )
+
+
+def test_a_suspect_patch_teaches_in_proportion_where_that_is_asked() -> None:
+    labels = squares()
+    labels[3, 0, 2:4] = 0
+    gradients = {}
+    for asked in ("none", "peer"):
+        outputs = peers(labels, sure(squares()[:, 0], 1 - 1e-6))
+        method = EffectiveSupervision(noisy_share=0.25, reuse_balance=asked)
+        method.loss(outputs, labels, 1.0).total.backward()
+        gradients[asked] = outputs["logits"].grad[3, 1]
+    assert torch.allclose(gradients["peer"][4:6, 2:6], gradients["none"][4:6, 2:6], rtol=1e-3)
+    assert torch.allclose(gradients["peer"][6:], gradients["none"][6:] / 2, rtol=1e-3)
 
 
 def test_a_peer_doubts_nobody_until_it_draws_half_of_what_they_draw() -> None:

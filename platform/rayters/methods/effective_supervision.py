@@ -9,10 +9,10 @@ For each network, by what its peer believes:
 pixel:  u = entropy of the peer's posterior, in [0, 1], no gradient
         loss = v CE(p, label) + w CE(p, pseudo label), over the sum of both weights; v and w by ``pixel_rule``
 image:  the ``noisy_share`` of the patches of a batch with the highest score teach only where label and peer agree, which is most
-        of a wrongly drawn picture, each class in the proportion in which it was drawn (``balance``)
+        of a wrongly drawn picture
 
-A peer doubts as far as it is credible itself: not at all while it draws nothing. Of thin vessels neither can be done without, or patches
-with the most foreground are suspect first, what is agreed upon in them is background, and in the end nobody draws any.
+A peer doubts as far as it is credible itself: not at all while it draws nothing. Otherwise the patches with the most foreground would be
+suspect, and background be all that is agreed upon in them; of vessels nobody drew any in the end.
 
 Of fewer than four patches there is no share to take: round(.3 x 1) is none, round(.3 x 2) one of two. Such a batch is compared with
 the scores of the last ``RECENT`` patches instead, which the net remembers; until it does, nobody is suspect.
@@ -58,6 +58,8 @@ class EffectiveSupervision:
     noisy_share: of patches, estimated; of the patches that a worker sees at once, rounded, or of the last ones where those are few.
     reuse: what a suspect patch still teaches: "agreement", where label and peer are of one mind; "pseudo", what the peer believes
            where anybody looked, which confirms its errors too; "none".
+    reuse_balance: "peer" teaches the classes of what is agreed upon in the proportion that the peer expects, see ``balance``: for thin or
+                   small structures, of which otherwise less and less is drawn. Large ones do better without.
     reuse_ramp: "late" multiplies ``reuse_weight`` by exp(-5 (1 - progress)^2), as little is credible early on.
     pseudo_temperature: pseudo labels are the peer's posterior to the power of 1 / temperature, normalised; 0: its most probable class.
 
@@ -75,6 +77,7 @@ class EffectiveSupervision:
     noisy_share: float = tunable(0.3, low=0.0, high=0.8)
     reuse: Literal["agreement", "pseudo", "none"] = choice("agreement", "agreement", "pseudo", "none")
     reuse_weight: float = tunable(1.0, low=0.1, high=2.0)
+    reuse_balance: Literal["none", "peer"] = choice("none", "none", "peer")
     reuse_ramp: Literal["none", "late"] = "none"
     pseudo_temperature: float = 0.0
     dice: float = tunable(0.0, low=0.0, high=1.0)  # weight of a soft Dice loss beside the cross-entropy
@@ -128,7 +131,8 @@ class EffectiveSupervision:
             reused = self._supervised(log_p, pseudo * (target.sum(1, keepdim=True) > 0))
         else:
             agreed = target * (target.argmax(1) == peer.argmax(1)).unsqueeze(1)
-            reused = self._supervised(log_p, agreed, balance(agreed, target))
+            weight = balance(agreed, peer * (target.sum(1, keepdim=True) > 0)) if self.reuse_balance == "peer" else 1.0
+            reused = self._supervised(log_p, agreed, weight)
         return loss.where(~noisy, self._reuse_at(progress) * reused)
 
     def _reuse_at(self, progress: float) -> float:
@@ -235,16 +239,18 @@ class DoubtingNet(nn.Module):
             self.recent.copy_(torch.cat([self.recent, scores], dim=1)[:, -RECENT:])
 
 
-def balance(agreed: Tensor, target: Tensor) -> Tensor:
-    """Weights in [0, 1], (B, K, 1, ...), by which the classes of what is agreed upon have the shares that they have in the target.
+def balance(agreed: Tensor, believed: Tensor) -> Tensor:
+    """Weights in [0, 1], (B, K, 1, ...), by which the classes of what is agreed upon have the shares that the peer expects of them.
 
-    agreed, target: (B, K, *S). Peers agree on nearly all background and on half of a thin vessel: taught as it is, that would say that
-    vessels are rarer than anybody drew, and so on until nobody draws any. Where nothing of a class is agreed upon, all weights are 0.
+    agreed: (B, K, *S); believed: (B, K, *S) the peer's posterior where anybody looked. Label and peer agree on nearly all background and
+    on half of a thin vessel: taught as it is, that would say that vessels are rarer than even the peer believes, and so on until nobody
+    draws any. Of a class of which less than a pixel is expected nothing is asked; where another is not agreed upon at all, every weight
+    is 0.
     """
-    drawn = target.flatten(2).sum(2)
-    share = (agreed.flatten(2).sum(2) / drawn.clamp_min(1e-6)).where(drawn > 0, torch.ones_like(drawn))
+    expected = believed.flatten(2).sum(2)
+    share = (agreed.flatten(2).sum(2) / expected.clamp_min(1)).where(expected >= 1, torch.ones_like(expected))
     weight = share.amin(1, keepdim=True) / share.clamp_min(1e-6)
-    return weight.view(*weight.shape, *(1,) * (target.ndim - 2))
+    return weight.view(*weight.shape, *(1,) * (believed.ndim - 2))
 
 
 def foregrounds(target: Tensor, peer: Tensor) -> Tensor:
