@@ -131,7 +131,7 @@ class Foveation(Study):
         for line in lines:
             line["of_best_fixed"] = line["dice"] / best if best and line["setting"] == "clean" else None
             paper = TABLE[line["key"]].paper
-            line |= {"paper_miou": paper, "paper": paper / PAPER_FIXED if paper else None}
+            line |= {"paper_miou": paper, "paper_of_best_fixed": paper / PAPER_FIXED if paper else None}
         return lines
 
     def pairs(self) -> list[Pair]:

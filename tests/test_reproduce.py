@@ -111,6 +111,13 @@ def test_goals_compare_with_the_best_of_the_fixed_views() -> None:
     assert [row.ratio for row in rows] == pytest.approx([1.5, 1.2])
 
 
+def test_the_papers_gazes_are_set_beside_ours_as_shares_of_their_own_best_fixed_view() -> None:
+    trials = [{"row": row, "setting": "clean", "seed": 0} for row in ("fixed_1", "mean")]
+    fixed, mean = Foveation().lines(list(zip(trials, [{"dice": 0.6}, {"dice": 0.9}], strict=True)))
+    assert (fixed["of_best_fixed"], fixed["paper_of_best_fixed"]) == (1, None)
+    assert (mean["of_best_fixed"], mean["paper_of_best_fixed"]) == (pytest.approx(1.5), pytest.approx(76.1 / 70.6))
+
+
 def test_of_five_drawings_one_setting_has_all_and_the_other_one_each() -> None:
     drawn, truth = np.ones((40, 5, 4, 4), np.uint8), np.zeros((40, 4, 4), np.uint8)
     assert prepare(TABLE["ceiling"], drawn, truth, "dense", 0).shape == (40, 1, 4, 4)
