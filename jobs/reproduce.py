@@ -32,7 +32,8 @@ from reproduce_pairs import compared, pairs_table
 from reproduce_study import Study
 
 COLUMNS = {
-    "dice": "Dice", "sd": "sd", "worst": "worst", "of_ceiling": "/ ceiling", "of_best_fixed": "/ best fixed", "paper_of_best_fixed": "paper's / its best fixed", "paper": "paper",
+    "dice": "Dice", "sd": "sd", "worst": "worst", "of_ceiling": "/ ceiling", "paper": "paper",
+    "of_best_fixed": "/ best fixed", "paper_of_best_fixed": "paper's / its best fixed",
     "rmse": "RMSE", "paper_rmse": "paper's RMSE", "rank": "Spearman", "ece": "ECE", "brier": "Brier", "nll": "NLL", "seconds": "s",
 }  # fmt: skip
 Command = (
