@@ -89,8 +89,10 @@ def memory_rows(job: Job, device: torch.device) -> list[Row]:
     """Peak memory of one step: of every method on a GPU, of the confusions of single pixels on a CPU."""
     on_gpu = device.type == "cuda"
     peak = gpu_memory if on_gpu else process_memory
-    compared: dict[str, Method] = {"confusion": AnnotatorConfusion()}
-    compared["low-rank confusion"] = AnnotatorConfusion(level="low_rank")
+    compared: dict[str, Method] = {
+        "confusion": AnnotatorConfusion(),
+        "low-rank confusion": AnnotatorConfusion(level="low_rank"),
+    }
     compared |= {kind.__name__: kind() for kind in methods.ALL} if on_gpu else {}
     goals = {"confusion": "<= 1.2"} if on_gpu else {}
     plain = peak(job, PLAIN)

@@ -90,11 +90,8 @@ NOISY: Mapping[str, tuple[str, Method]] = {
     "supervision": ("effective supervision", EffectiveSupervision()),
     "supervision_balanced": ("effective supervision, classes balanced", EffectiveSupervision(reuse_balance="peer")),
 }
-TOLD = (
-    "co_teaching",
-    "supervision",
-    "supervision_balanced",
-)  # how many pictures are spoilt; the other two networks doubt none
+# how many pictures are spoilt; the two networks of cross-entropy doubt none
+TOLD = ("co_teaching", "supervision", "supervision_balanced")
 TITLES = {key: title for key, (title, _) in {**HARD, **NOISY}.items()}
 
 

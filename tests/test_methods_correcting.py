@@ -15,7 +15,6 @@ from rayters.methods.effective_supervision import (
     RECENT,
     balance,
     band_mean,
-    foregrounds,
     near_boundary,
     pixel_weights,
     sharpened,
@@ -23,6 +22,7 @@ from rayters.methods.effective_supervision import (
 )
 from rayters.methods.latent import kl_of_gaussians
 from rayters.methods.mean_teacher import probably_wrong
+from rayters.methods.sentinel import overlap
 from rayters.methods.targets import votes
 from rayters.networks.backbone import UNet
 from rayters.networks.task import Task
@@ -147,8 +147,8 @@ def test_a_peer_doubts_nobody_until_it_draws_half_of_what_they_draw() -> None:
     target, believed = one_hot(labels[:, 0]), sure(torch.zeros(8, 8, 8).long())
     counts = [int(method._suspects(target, believed, 1.0, credit=credit).sum()) for credit in (0.0, 0.5, 1.0)]
     assert counts == [0, 2, 4]
-    assert foregrounds(target, believed).tolist() == [0, 4 * 16]
-    assert foregrounds(target, target).tolist() == [2 * 4 * 16, 2 * 4 * 16]
+    assert overlap(believed.argmax(1), labels[:, 0]).tolist() == [0, 4 * 16]
+    assert overlap(target.argmax(1), labels[:, 0]).tolist() == [2 * 4 * 16, 2 * 4 * 16]
 
 
 def test_a_suspect_patch_can_learn_from_its_peer_or_be_left_out():

@@ -225,11 +225,13 @@ class ConfusionNet(nn.Module):
         if self.voices is None:
             return {}
         scores: Tensor = self.voices(features)
-        return {
-            "log_written": scores.view(scores.shape[0], self.looked.shape[0], -1, scores.shape[2])
-            .float()
-            .log_softmax(2)
-        }
+        shape = (
+            scores.shape[0],
+            self.looked.shape[0],
+            -1,
+            scores.shape[2],
+        )  # len() would fix the batch of an exported net
+        return {"log_written": scores.view(shape).float().log_softmax(2)}
 
     def _draw(self, features: Tensor) -> Tensor | None:
         """Flat indices of the pixels whose labels enter this step; None takes all."""

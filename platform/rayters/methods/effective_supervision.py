@@ -33,12 +33,13 @@ from torch.nn import functional
 from rayters.gaze.gaze import PEER, beside
 from rayters.methods.method import Eye, Loss, Outputs, Prediction, choice, tunable
 from rayters.methods.robust_losses import ce, per_patch, soft_dice
-from rayters.methods.targets import fused_target, one_hot_top
+from rayters.methods.sentinel import overlap
+from rayters.methods.targets import fused_target, majority, one_hot_top
 from rayters.networks.task import Task
 
 ENOUGH = 4  # patches of a batch, from which on a share of them is a number
 CREDIBLE = 0.5  # Dice with noisy drawings, above which a peer knows enough to doubt them
-MEMORY = 0.95  # of foregrounds, per step
+MEMORY = 0.95  # of how well each eye draws, per step
 RECENT = 32  # scores that a net remembers of each eye, for batches of fewer
 REMEMBERED = ("recent_scores", "credit")
 
@@ -127,11 +128,12 @@ class EffectiveSupervision:
             loss = self._pixelwise(log_p, target, pseudo, uncertainty(peer))
         if self.reuse == "none":
             return loss * ~noisy
+        looked = target.sum(1, keepdim=True) > 0
         if self.reuse == "pseudo":
-            reused = self._supervised(log_p, pseudo * (target.sum(1, keepdim=True) > 0))
+            reused = self._supervised(log_p, pseudo * looked)
         else:
             agreed = target * (target.argmax(1) == peer.argmax(1)).unsqueeze(1)
-            weight = balance(agreed, peer * (target.sum(1, keepdim=True) > 0)) if self.reuse_balance == "peer" else 1.0
+            weight = balance(agreed, peer * looked) if self.reuse_balance == "peer" else 1.0
             reused = self._supervised(log_p, agreed, weight)
         return loss.where(~noisy, self._reuse_at(progress) * reused)
 
@@ -203,7 +205,7 @@ class DoubtingNet(nn.Module):
     """
 
     recent: Tensor
-    drawn: Tensor  # (2, 2) of each eye, as ``foregrounds``
+    drawn: Tensor  # (2, 2) of each eye its overlap with the majority, forgetting by ``MEMORY``
 
     def __init__(self, method: EffectiveSupervision, eye: Eye) -> None:
         super().__init__()
@@ -230,11 +232,13 @@ class DoubtingNet(nn.Module):
 
     @torch.no_grad()
     def _remember(self, eyes: list[Outputs], labels: Tensor) -> None:
-        target = fused_target(labels, eyes[0]["logits"].shape[1], self.method.fusion)
-        beliefs = [each["logits"].float().softmax(1) for each in eyes]
-        self.drawn.mul_(MEMORY).add_(torch.stack([foregrounds(target, peer) for peer in beliefs]))
+        classes = eyes[0]["logits"].shape[1]
+        label = majority(labels, classes)
+        agreed = torch.stack([overlap(each["logits"].argmax(1), label) for each in eyes])
+        self.drawn.mul_(MEMORY).add_(agreed)
         if len(labels) < ENOUGH:
-            scores = torch.stack([self.method.score(target, peer) for peer in beliefs])
+            target = fused_target(labels, classes, self.method.fusion)
+            scores = torch.stack([self.method.score(target, each["logits"].float().softmax(1)) for each in eyes])
             scores = scores[:, target.flatten(1).any(1)]  # what nobody looked at has a score of 0, which is no measure
             self.recent.copy_(torch.cat([self.recent, scores], dim=1)[:, -RECENT:])
 
@@ -251,13 +255,6 @@ def balance(agreed: Tensor, believed: Tensor) -> Tensor:
     share = (agreed.flatten(2).sum(2) / expected.clamp_min(1)).where(expected >= 1, torch.ones_like(expected))
     weight = share.amin(1, keepdim=True) / share.clamp_min(1e-6)
     return weight.view(*weight.shape, *(1,) * (believed.ndim - 2))
-
-
-def foregrounds(target: Tensor, peer: Tensor) -> Tensor:
-    """(2,): twice the foreground pixels on which label and peer agree, and the size of both foregrounds, where anybody looked."""
-    looked, label, own = target.sum(1) > 0, target.argmax(1), peer.argmax(1)
-    drawn, believed = (label > 0) & looked, (own > 0) & looked
-    return torch.stack([2 * (drawn & (label == own)).sum(), drawn.sum() + believed.sum()]).float()
 
 
 def sharpened(posterior: Tensor, temperature: float) -> Tensor:
