@@ -117,7 +117,8 @@ def step_times(job: Job) -> tuple[float, float]:
             clock.mark = time.perf_counter()
             yield arrays
 
-    fit(run, task, Stream(steps=job.steps, train=batches, validation=lambda: [arrays]), clock, team=Team())
+    stream = Stream(left=lambda at: job.steps - at.first_batch, train=batches, validation=lambda: [arrays])
+    fit(run, task, stream, clock, team=Team())
     return statistics.median(clock.platform[2:]), statistics.median(clock.bare[2:])
 
 

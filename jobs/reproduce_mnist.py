@@ -206,7 +206,7 @@ def measure(trial: Mapping[str, Any], images: np.ndarray, report: Report) -> dic
         std=(float(noisy[:train].std()),) * 3,
     )
     stream = Stream(
-        steps=train // run.batch_size,
+        left=lambda at: train // run.batch_size - at.first_batch,
         train=lambda at: batches(
             noisy[:train], labels[:train], run.batch_size, np.random.default_rng((seed, at.epoch))
         ),

@@ -11,7 +11,7 @@ from casebook import CaseRow, Cohort
 from rayters.patches.blocks import block_grid, block_size_px0
 from rayters.patches.drawing import draw
 from rayters.patches.plan import EpochPlan, plan_epoch, plan_grid
-from rayters.patches.resume import Leg, rest_of
+from rayters.patches.resume import Leg, Position, batches_left, rest_of
 from rayters.patches.sampling import Sampling
 from rayters.patches.share import Share
 from rayters.patches.view import Request, View
@@ -266,9 +266,16 @@ def test_after_any_change_of_the_number_of_workers_each_patch_has_been_seen_once
     done: list[Leg] = []
     for workers, batch_size, batches in legs:
         rest = rest_of(plan, done)
+        if rest.num_patches < workers:
+            with pytest.raises(ValueError, match=f"{97 - len(seen)} patches for {workers} workers"):
+                batches_left(plan, Position(done=tuple(done)), world=workers, batch_size=batch_size)
+            return
         for rank, order in enumerate(identities(rest, batch_size, workers)):
             seen += order[: Share(plan=rest, rank=rank, world=workers, batch_size=batch_size).batch_start(batches)]
         done.append(Leg(world=workers, batch_size=batch_size, batches=batches))
+        here = Position(done=tuple(done[:-1]), first_batch=batches)
+        left = batches_left(plan, here, world=workers, batch_size=batch_size)
+        assert left * workers <= 97 - len(seen)  # so that where a pause is allowed there is a patch for everybody
         if len(seen) == 97:
             with pytest.raises(ValueError, match="complete"):
                 rest_of(plan, done)

@@ -76,4 +76,6 @@ def test_a_population_finds_a_schedule_and_says_which(tmp_path: Path) -> None:
         heights = [1 - abs(each["x"] - (0.2 if each["epoch"] <= 4 else 0.8)) for each in schedule]
         assert result["dice"] == pytest.approx(sum(heights))
         assert all(0 <= each["x"] <= 1 for each in schedule)
-    assert len({each["x"] for result in found for each in result["schedule"]}) > 4  # the worst took over and changed
+    assert any(
+        len({each["x"] for each in result["schedule"]}) > 1 for result in found
+    )  # who took over went on otherwise

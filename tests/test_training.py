@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 import warnings
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import psutil
@@ -21,6 +21,7 @@ from rayters.annotators.digits import digit_sheets
 from rayters.gaze import FixedGaze, FoveationGaze
 from rayters.methods import MajorityVote, MeanLabels, Method
 from rayters.networks.backbone import UNet
+from rayters.patches.resume import Leg
 from rayters.patches.sampling import Sampling
 from rayters.training.augmentation import Augmentation
 from rayters.training.cluster import Crew, Reporter, Trained, train
@@ -111,6 +112,32 @@ def test_a_training_goes_on_in_the_midst_of_an_epoch_as_if_it_had_never_stopped(
     resumed = fit(run, task, stream, Everyone(), team=Team(), state=pauses.states[1])
     assert resumed.measured == whole.measured
     assert all(torch.equal(a, b) for a, b in zip(whole.net.parameters(), resumed.net.parameters(), strict=True))
+
+
+def test_a_training_pauses_only_where_there_is_a_patch_for_everybody_who_may_go_on(digits: Cohort) -> None:
+    task, stream, pauses = task_of(SHORT, digits), local_stream(SHORT, digits), Pauses()
+    fit(SHORT, task, stream, pauses, team=Team(most=5), pause_steps=1)
+    assert [state["place"]["step"] for state in pauses.states] == [
+        1
+    ] * SHORT.epochs  # after two of six steps four are left
+
+
+def test_a_training_does_not_pause_at_the_end_of_an_epoch_that_others_began(digits: Cohort) -> None:
+    run, pauses, resumed = replace(SHORT, epochs=1), Pauses(), Pauses()
+    task, stream = task_of(run, digits), local_stream(run, digits)
+    fit(run, task, stream, pauses, team=Team(), pause_steps=1)
+    first = pauses.states[0]
+    others = Leg(world=3, batch_size=run.batch_size, batches=1)  # three batches at once, so that three are left
+    fit(
+        run,
+        task,
+        stream,
+        resumed,
+        team=Team(),
+        pause_steps=1,
+        state=first | {"place": first["place"] | {"legs": [asdict(others)]}},
+    )
+    assert [state["place"]["step"] for state in resumed.states] == [2, 3]
 
 
 @pytest.mark.parametrize("method", [MajorityVote(), MeanLabels()], ids=["vote", "mean"])

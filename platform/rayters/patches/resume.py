@@ -66,6 +66,16 @@ def rest_of(plan: EpochPlan, done: Sequence[Leg]) -> EpochPlan:
     return plan
 
 
+def batches_left(plan: EpochPlan, at: Position, *, world: int, batch_size: int) -> int:
+    """Batches of each of ``world`` workers from a position to the end of its epoch; of any epoch, as all have as many patches.
+
+    Raises:
+        ValueError: when fewer patches are left than there are workers.
+    """
+    share = Share(plan=rest_of(plan, at.done), rank=0, world=world, batch_size=batch_size)
+    return share.num_batches - at.first_batch
+
+
 def seen_by(plan: EpochPlan, leg: Leg) -> Iterator[NDArray[np.int64]]:
     """Identities of the patches that each worker of a leg had in its batches."""
     for rank in range(leg.world):

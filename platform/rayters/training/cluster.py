@@ -9,6 +9,7 @@ import sys
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,8 +24,7 @@ from casebook import Cohort, open_cohort
 from rayters.patches.batches import local_batches
 from rayters.patches.cache import Cache
 from rayters.patches.plan import plan_epoch
-from rayters.patches.resume import Position
-from rayters.patches.share import Share
+from rayters.patches.resume import Position, batches_left
 from rayters.training.device import Arrays
 from rayters.training.local import VALIDATION, model_of
 from rayters.training.loop import Epoch, Observer, Stream, fit, is_finished
@@ -155,8 +155,8 @@ def _team(crew: Crew) -> Team:
     context = ray.train.get_context()
     rank, size, device = context.get_world_rank(), context.get_world_size(), get_device()
     if crew.sharding == "fsdp" and size > 1:
-        return Team(rank=rank, size=size, device=device, wrap=_shard, shards=True)
-    return Team(rank=rank, size=size, device=device, wrap=prepare_model)
+        return Team(rank=rank, size=size, most=crew.workers, device=device, wrap=_shard, shards=True)
+    return Team(rank=rank, size=size, most=crew.workers, device=device, wrap=prepare_model)
 
 
 def _shard(net: nn.Module) -> nn.Module:
@@ -204,8 +204,8 @@ def _worker_stream(run: Run, cohort: Cohort, team: Team, crew: Crew) -> Stream:
             cache=crew.cache,
         )
 
-    steps = Share(plan=plan, rank=team.rank, world=team.size, batch_size=share).num_batches
-    return Stream(steps=steps, train=training, validation=validation)
+    left = partial(batches_left, plan, world=team.size, batch_size=share)
+    return Stream(left=left, train=training, validation=validation)
 
 
 def _read_threads(crew: Crew, team: Team) -> int:

@@ -1,6 +1,7 @@
 """Training without a cluster: the same loop on the same batches, in this process. For tests, notebooks and small studies."""
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 from torch import nn
@@ -9,8 +10,8 @@ from tqdm import tqdm
 from casebook import Cohort
 from rayters.patches.batches import local_batches
 from rayters.patches.plan import plan_epoch
+from rayters.patches.resume import batches_left
 from rayters.patches.sampling import Sampling
-from rayters.patches.share import Share
 from rayters.training.loop import Stream, fit
 from rayters.training.model import Model, save_model
 from rayters.training.observers import Bar, Everyone, TensorBoard
@@ -46,7 +47,7 @@ def local_stream(run: Run, cohort: Cohort) -> Stream:
     request, train = run.request(cohort.annotators), cohort.split("train")
     plan = plan_epoch(train, request, run.sampling, seed=run.seed, epoch=0)
     return Stream(
-        steps=Share(plan=plan, rank=0, world=1, batch_size=run.batch_size).num_batches,
+        left=partial(batches_left, plan, world=1, batch_size=run.batch_size),
         train=lambda at: local_batches(
             train,
             request,
@@ -55,6 +56,7 @@ def local_stream(run: Run, cohort: Cohort) -> Stream:
             seed=run.seed,
             epoch=at.epoch,
             first_batch=at.first_batch,
+            done=at.done,
         ),
         validation=lambda: local_batches(
             cohort.split("validation"), request, VALIDATION, batch_size=run.batch_size, seed=0, epoch=0

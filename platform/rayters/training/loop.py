@@ -31,9 +31,16 @@ Batches = Callable[[Position], Iterable[Arrays]]
 class Stream:
     """What the loop reads: training batches by epoch, and the validation split, the same every time."""
 
-    steps: int  # batches per epoch, the same for every member of the team
+    left: Callable[
+        [Position], int
+    ]  # batches from a position to the end of its epoch, the same for every member of the team
     train: Batches
     validation: Callable[[], Iterable[Arrays]]
+
+    @property
+    def steps(self) -> int:
+        """Batches of an epoch."""
+        return self.left(Position())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +104,8 @@ def fit(
 ) -> Epoch:
     """Trains to the end, from the beginning or from an earlier ``state``, and returns the last epoch's news.
 
-    pause_steps: tell the observer a state every so many steps within an epoch; 0: at the ends of epochs only.
+    pause_steps: tell the observer a state every so many steps within an epoch, as long as there is a patch for each of ``team.most``;
+                 0: at the ends of epochs only.
     """
     training = Training(run, task, stream, observer, team, pause_steps)
     place = Place.of(state) if state else Place()
@@ -124,7 +132,7 @@ class Training:
 
     def __init__(self, run: Run, task: Task, stream: Stream, observer: Observer, team: Team, pause_steps: int) -> None:
         self.run, self.task, self.stream, self.observer, self.team = run, task, stream, observer, team
-        self.pause_steps, self.attempt = pause_steps, -1
+        self.pause_steps, self.attempt, self.steps = pause_steps, -1, stream.steps
         self.learner: Learner
         self.best: dict[str, Any] = {}  # weights and measurements of the net to keep, where that is not the newest
 
@@ -162,22 +170,27 @@ class Training:
         self.learner.net.train()
         total = torch.tensor([place.loss, place.losses], dtype=torch.float64, device=self.team.device)
         total *= self.team.leads  # what is remembered is the team's: one member brings it in
-        at = place
+        at, left = place, self.stream.left(start)
         for done, columns in enumerate(on_device(self.stream.train(start), self.team.device), 1):
             total += self._step(at, columns)
             legs = start.legs(done, world=self.team.size, batch_size=share)
             at = replace(place, step=place.step + done, legs=legs)
-            if self.pause_steps and at.step % self.pause_steps == 0 and at.step < self.stream.steps:
+            if self._may_pause(at.step, left - done):
                 loss, losses = self.team.sum(total.clone()).tolist()
                 self.observer.on_pause(self.learner.shown(), self._state(replace(at, loss=loss, losses=losses)))
         loss, losses = self.team.sum(total).tolist()
         return replace(at, loss=loss, losses=losses)
 
+    def _may_pause(self, step: int, left: int) -> bool:
+        """Not where a team that has grown meanwhile would find fewer patches than it has members, nor where nothing is left."""
+        due = self.pause_steps > 0 and step % self.pause_steps == 0
+        return due and left * self.team.size >= self.team.most
+
     def _step(self, at: Place, columns: dict[str, Tensor]) -> Tensor:
         """(2,): the loss of one step, and 1."""
         # nets that draw noise draw the same after a restart
         torch.manual_seed(hash((self.run.seed, at.attempt, at.epoch, at.step, self.team.rank)) & 0x7FFFFFFF)
-        progress = min((at.epoch + at.step / self.stream.steps) / self.run.epochs, 1.0)
+        progress = min((at.epoch + at.step / self.steps) / self.run.epochs, 1.0)
         parts = train_step(self.learner, augmented(columns, self.run, self.task), progress)
         self.observer.on_step(at.attempt, at.epoch, at.step, parts)
         return torch.stack([parts["loss"], parts["loss"].new_ones(())]).double()

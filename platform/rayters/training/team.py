@@ -17,6 +17,7 @@ class Team:
 
     rank: int = 0
     size: int = 1
+    most: int = 1  # members that may go on from where this team pauses
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     wrap: Callable[[nn.Module], nn.Module] = _as_it_is
     shards: bool = False  # whether ``wrap`` cuts parameters up between the members (FSDP2)
