@@ -12,6 +12,7 @@ Trials run on the Ray cluster that is found, or on this machine. Every row is th
 
 import importlib.metadata
 import json
+import os
 import platform
 import sys
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import tyro
 
 from casebook import CasebookError
@@ -95,14 +97,18 @@ def _number(value: float | None) -> str:
 
 
 def _circumstances() -> dict[str, Any]:
-    """When, where and with what the figures were measured."""
+    """When, where and with what the figures were measured; of a cluster, the machine that asked."""
     packages = {name: importlib.metadata.version(name) for name in ("torch", "numpy", "monai", "ray")}
     return {
         "command": " ".join(["python jobs/reproduce.py", *sys.argv[1:]]),
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "versions": packages | {"python": platform.python_version()},
-        "hardware": f"{platform.machine()}, {platform.system()}",
+        "hardware": f"{platform.machine()}, {platform.system()}, {os.cpu_count()} cores, {_gpu()}",
     }
+
+
+def _gpu() -> str:
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
 
 
 if __name__ == "__main__":
