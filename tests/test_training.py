@@ -19,14 +19,14 @@ from casebook import CaseRow, Cohort, Layer, describe_case, write_case, write_co
 from casebook.errors import StoreError
 from rayters.annotators.digits import digit_sheets
 from rayters.gaze import FixedGaze, FoveationGaze
-from rayters.methods import MajorityVote, MeanLabels, Method
+from rayters.methods import AnnotatorConfusion, MajorityVote, MeanLabels, Method
 from rayters.networks.backbone import UNet
 from rayters.patches.resume import Leg
 from rayters.patches.sampling import Sampling
 from rayters.training.augmentation import Augmentation
 from rayters.training.cluster import Crew, Reporter, Trained, train
 from rayters.training.local import local_stream, train_locally
-from rayters.training.loop import fit
+from rayters.training.loop import Epoch, fit
 from rayters.training.model import build_net, load_model
 from rayters.training.observers import Everyone
 from rayters.training.run import Run, from_json, resolve, task_of, to_json
@@ -138,6 +138,27 @@ def test_a_training_does_not_pause_at_the_end_of_an_epoch_that_others_began(digi
         state=first | {"place": first["place"] | {"legs": [asdict(others)]}},
     )
     assert [state["place"]["step"] for state in resumed.states] == [2, 3]
+
+
+class Diary(Everyone):
+    """Notes what was measured of every epoch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.epochs: list[tuple[int, int, float]] = []
+
+    def on_epoch(self, epoch: Epoch) -> None:
+        self.epochs.append((epoch.attempt, epoch.epoch, epoch.measured["astray"]))
+
+
+def test_who_went_astray_at_the_end_begins_again_as_often_as_allowed_and_is_called_astray_all_the_same(
+    digits: Cohort,
+) -> None:
+    # confusions, and a net that never moves: it draws something at random, and no annotator drew that
+    run = replace(SHORT, method=AnnotatorConfusion(), epochs=2, learning_rate=1e-12, restarts=1)
+    diary = Diary()
+    fit(run, task_of(run, digits), local_stream(run, digits), diary, team=Team())
+    assert diary.epochs == [(0, 0, 0), (0, 1, 1), (1, 0, 0), (1, 1, 1)]
 
 
 @pytest.mark.parametrize("method", [MajorityVote(), MeanLabels()], ids=["vote", "mean"])

@@ -150,7 +150,7 @@ class Training:
         shown = self.learner.shown()
         measured = {"loss": loss, **validate(self.run, self.task, shown, self.stream.validation(), team=self.team)}
         place = self._after(place, measured)
-        measured["astray"] = float(place.end == "astray")
+        measured["astray"] *= bool(place.end)  # in the midst of a training nobody has gone astray yet
         net, kept = self._keep(shown, measured, place)
         news = Epoch(
             attempt=place.attempt,
