@@ -36,7 +36,8 @@ from reproduce_study import Study
 COLUMNS = {
     "dice": "Dice", "sd": "sd", "worst": "worst", "of_ceiling": "/ ceiling", "paper": "paper",
     "of_best_fixed": "/ best fixed", "paper_of_best_fixed": "paper's / its best fixed",
-    "rmse": "RMSE", "paper_rmse": "paper's RMSE", "rank": "Spearman", "astray": "said astray", "ece": "ECE", "brier": "Brier", "nll": "NLL", "seconds": "s",
+    "rmse": "RMSE", "paper_rmse": "paper's RMSE", "rank": "Spearman", "astray": "said astray",
+    "ece": "ECE", "brier": "Brier", "nll": "NLL", "seconds": "s",
 }  # fmt: skip
 Command = (
     Annotated[Mnist, tyro.conf.subcommand("mnist")]
