@@ -84,6 +84,10 @@ TABLE: Mapping[str, Entry] = {
     "mode": Entry(title="foveation, mode", gaze=replace(FOVEATION, choose="mode"), paper=71.4),
     "gumbel": Entry(title="foveation, Gumbel-softmax", gaze=replace(FOVEATION, choose="gumbel"), paper=70.5),
     "reinforce": Entry(title="foveation, REINFORCE", gaze=replace(FOVEATION, choose="reinforce")),
+    "reinforce_free": Entry(
+        title="foveation, REINFORCE, entropy not rewarded",
+        gaze=replace(FOVEATION, choose="reinforce", entropy_weight=0.0),
+    ),
     "fixed_vote": Entry(title="field of view 1, vote", gaze=FixedGaze(), setting="five"),
     "mean_vote": Entry(title="foveation, vote", gaze=FOVEATION, setting="five"),
     "fixed_confusion": Entry(title="field of view 1, confusion", gaze=FixedGaze(), method=AnnotatorConfusion(), setting="five"),

@@ -258,7 +258,7 @@ def gradient_of_the_draw(view: int, costs: torch.Tensor, scores: torch.Tensor, o
     """What REINFORCE tells each patch's scores of two views, (B, 2), when ``view`` was drawn; costs: (V, B) of each view."""
     patches = costs.shape[1]
     scores = scores.repeat(patches, 1).requires_grad_()
-    look = FoveationGaze(choose="reinforce", fields_of_view=(1.0, 2.0), own_weight=own_weight)
+    look = FoveationGaze(choose="reinforce", fields_of_view=(1.0, 2.0), own_weight=own_weight, entropy_weight=0.0)
     outputs = {
         "view_log_weights": scores.log_softmax(1),
         "view_weights": torch.eye(2)[view].expand(patches, 2),
@@ -282,6 +282,19 @@ def test_of_a_single_patch_reinforce_learns_the_gradient_of_what_it_expects_to_l
 def test_reinforce_does_not_take_a_hard_patch_for_a_bad_view() -> None:
     costs, scores = torch.tensor([[1.0, 9.0], [1.0, 9.0]]), torch.zeros(2)  # both views do alike
     assert gradient_of_the_draw(0, costs, scores, 1.0).abs().max() < 1e-6
+
+
+def test_reinforce_alone_is_rewarded_for_being_undecided_unless_told_otherwise() -> None:
+    for look, less_sure in (
+        (FoveationGaze(choose="reinforce"), True),  # else it draws one view only, and never hears of the others
+        (FoveationGaze(choose="reinforce", entropy_weight=0.0), False),
+        (FoveationGaze(choose="mode"), False),
+        (FoveationGaze(choose="mode", entropy_weight=0.1), True),
+    ):
+        scores = torch.tensor([1.0, 0.0, 0.0], requires_grad=True)
+        outputs = {"view_log_weights": scores.log_softmax(0).expand(2, 3), "view_weights": torch.eye(3)[:2]}
+        look.added_loss(outputs, torch.zeros(2), background).backward()
+        assert bool(scores.grad[0] > 0) == less_sure
 
 
 def test_a_field_of_view_narrower_than_the_target_is_refused() -> None:

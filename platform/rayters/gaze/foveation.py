@@ -11,7 +11,8 @@ A small network looks at a coarse context of the patch and weighs the views; wei
 | mean         | every view; posteriors mixed with weights f             | directly                                       |
 | mode         | every view in training, weighed by the one-hot argmax f | straight through: hard + soft - soft.detach()  |
 | gumbel       | as mode, argmax of log f + Gumbel noise in training     | Gumbel-softmax, straight through               |
-| reinforce    | one view drawn from f                                   | (loss - expected).detach() * log f(drawn)      |
+| reinforce    | one view drawn from f                                   | (loss - expected).detach() * log f(drawn), and |
+|              |                                                         | a reward for being undecided                   |
 
 At evaluation nothing is drawn: mean mixes, the others take the argmax of f, and look at that view alone.
 
@@ -51,7 +52,9 @@ class FoveationGaze:
     blend: Literal["posteriors", "pixels"] = "posteriors"
     temperature: float = 1.0  # of the Gumbel-softmax
     own_weight: float = 1.0  # of the mean loss of the views, each on its own; 0 trains them by the mixture alone
-    entropy_weight: float = 0.0  # > 0 rewards undecided weights, which keeps every view in training
+    entropy_weight: float | None = (
+        None  # rewards undecided weights, which keeps every view in the draw; None: .02 for REINFORCE, else 0
+    )
 
     def __post_init__(self) -> None:
         check_fields_of_view(self.fields_of_view)
@@ -72,10 +75,17 @@ class FoveationGaze:
         """The views' own losses, for REINFORCE the policy's, and the entropy term; of every eye, where a method has two."""
         eyes = eyes_of(outputs)
         log_f = torch.stack([eye["view_log_weights"] for eye in eyes])
-        loss = self.entropy_weight * (log_f.exp() * log_f).sum(-1).mean()
+        loss = self._entropy_weight * (log_f.exp() * log_f).sum(-1).mean()
         for eye in eyes:  # what peers lose is the mean of both, so that each of these sums is half of one already
             loss = loss + self._of_eye(eye, per_patch, losses)
         return loss
+
+    @property
+    def _entropy_weight(self) -> float:
+        """A policy that is sure early draws one view only, and never hears of the others: two of three such trainings stayed there."""
+        if self.entropy_weight is None:
+            return 0.02 if self.choose == "reinforce" else 0.0
+        return self.entropy_weight
 
     def _of_eye(self, eye: dict[str, Tensor], per_patch: Tensor, losses: Losses) -> Tensor:
         """What one eye learns beside the loss of its mixture. The loss of REINFORCE is detached, or the network would climb it."""
