@@ -52,9 +52,7 @@ class FoveationGaze:
     blend: Literal["posteriors", "pixels"] = "posteriors"
     temperature: float = 1.0  # of the Gumbel-softmax
     own_weight: float = 1.0  # of the mean loss of the views, each on its own; 0 trains them by the mixture alone
-    entropy_weight: float | None = (
-        None  # rewards undecided weights, which keeps every view in the draw; None: .02 for REINFORCE, else 0
-    )
+    entropy_weight: float | None = None  # rewards undecided weights; None: .02 for REINFORCE, else 0
 
     def __post_init__(self) -> None:
         check_fields_of_view(self.fields_of_view)

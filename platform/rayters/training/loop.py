@@ -31,9 +31,8 @@ Batches = Callable[[Position], Iterable[Arrays]]
 class Stream:
     """What the loop reads: training batches by epoch, and the validation split, the same every time."""
 
-    left: Callable[
-        [Position], int
-    ]  # batches from a position to the end of its epoch, the same for every member of the team
+    # batches from a position to the end of its epoch, the same for every member of the team
+    left: Callable[[Position], int]
     train: Batches
     validation: Callable[[], Iterable[Arrays]]
 
