@@ -31,8 +31,7 @@ Batches = Callable[[Position], Iterable[Arrays]]
 class Stream:
     """What the loop reads: training batches by epoch, and the validation split, the same every time."""
 
-    # batches from a position to the end of its epoch, the same for every member of the team
-    left: Callable[[Position], int]
+    left: Callable[[Position], int]  # batches from there to the end of the epoch, the same for every member
     train: Batches
     validation: Callable[[], Iterable[Arrays]]
 
